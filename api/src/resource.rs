@@ -1,0 +1,1 @@
+//! The resource kinds people write. Being built.

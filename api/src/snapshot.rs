@@ -1,0 +1,267 @@
+//! What one agent knows of the mesh at one revision. Pure.
+//!
+//! A snapshot is never edited in place: [`Snapshot::apply`] makes the next one, sharing all that did
+//! not change, so that readers keep theirs without a lock and one changed endpoint costs the same in
+//! a mesh of ten and of fifty thousand.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use rpds::{HashTrieMapSync, HashTrieSetSync};
+
+use crate::host::HostConfig;
+use crate::policy::AuthorizationPolicy;
+use crate::service::{NamespacedHostname, Port, Service};
+use crate::spiffe::TrustDomain;
+use crate::workload::{Workload, WorkloadUid};
+
+/// The control plane's count of its writes: higher is newer.
+pub type Revision = u64;
+
+/// What one agent obeys. Cloning is cheap.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    revision: Revision,
+    workloads: HashTrieMapSync<WorkloadUid, Arc<Workload>>,
+    workloads_by_address: HashTrieMapSync<IpAddr, HashTrieSetSync<WorkloadUid>>,
+    endpoints: HashTrieMapSync<NamespacedHostname, HashTrieSetSync<WorkloadUid>>,
+    services: HashTrieMapSync<NamespacedHostname, Arc<Service>>,
+    services_by_vip: HashTrieMapSync<IpAddr, HashTrieSetSync<NamespacedHostname>>,
+    services_by_hostname: HashTrieMapSync<String, HashTrieSetSync<NamespacedHostname>>,
+    policies: HashTrieMapSync<String, Arc<AuthorizationPolicy>>,
+    host: Option<Arc<HostConfig>>,
+    bundles: BTreeMap<TrustDomain, Arc<TrustBundle>>,
+}
+
+/// The roots that prove identities of one trust domain, DER.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrustBundle {
+    pub trust_domain: TrustDomain,
+    pub roots: Vec<Vec<u8>>,
+}
+
+/// What changed between two revisions.
+#[derive(Debug, Clone, Default)]
+pub struct Delta {
+    pub revision: Revision,
+    pub changes: Vec<Change>,
+}
+
+/// One object that is new or different, or gone.
+#[derive(Debug, Clone)]
+pub enum Change {
+    Workload(Workload),
+    Service(Service),
+    /// A workload uid or a service's `namespace/hostname`.
+    AddressRemoved(String),
+    Policy(AuthorizationPolicy),
+    /// `namespace/name`.
+    PolicyRemoved(String),
+    Host(HostConfig),
+    HostRemoved,
+    Bundle(TrustBundle),
+    BundleRemoved(TrustDomain),
+}
+
+/// One way to reach a service: a workload and the port pair that was asked for.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    pub workload: Arc<Workload>,
+    pub port: Port,
+}
+
+impl Snapshot {
+    /// The next snapshot: this one with the changes made, in their order.
+    pub fn apply(&self, delta: Delta) -> Self {
+        let mut next = self.clone();
+        next.revision = delta.revision.max(self.revision);
+        for change in delta.changes {
+            next.change(change);
+        }
+        next
+    }
+
+    fn change(&mut self, change: Change) {
+        match change {
+            Change::Workload(workload) => {
+                self.remove_workload(&workload.uid.clone());
+                self.insert_workload(workload);
+            }
+            Change::Service(service) => {
+                self.remove_service(&service.key());
+                self.insert_service(service);
+            }
+            Change::AddressRemoved(name) => {
+                self.remove_workload(&Arc::from(name.as_str()));
+                if let Ok(key) = name.parse() {
+                    self.remove_service(&key);
+                }
+            }
+            Change::Policy(policy) => {
+                self.policies.insert_mut(policy.key(), Arc::new(policy));
+            }
+            Change::PolicyRemoved(key) => {
+                self.policies.remove_mut(&key);
+            }
+            Change::Host(host) => self.host = Some(Arc::new(host)),
+            Change::HostRemoved => self.host = None,
+            Change::Bundle(bundle) => {
+                self.bundles.insert(bundle.trust_domain.clone(), Arc::new(bundle));
+            }
+            Change::BundleRemoved(trust_domain) => {
+                self.bundles.remove(&trust_domain);
+            }
+        }
+    }
+
+    fn insert_workload(&mut self, workload: Workload) {
+        let uid = workload.uid.clone();
+        for address in &workload.addresses {
+            add(&mut self.workloads_by_address, *address, uid.clone());
+        }
+        for service in workload.services.keys() {
+            add(&mut self.endpoints, service.clone(), uid.clone());
+        }
+        self.workloads.insert_mut(uid, Arc::new(workload));
+    }
+
+    fn remove_workload(&mut self, uid: &WorkloadUid) {
+        let Some(workload) = self.workloads.get(uid).cloned() else { return };
+        for address in &workload.addresses {
+            take(&mut self.workloads_by_address, address, uid);
+        }
+        for service in workload.services.keys() {
+            take(&mut self.endpoints, service, uid);
+        }
+        self.workloads.remove_mut(uid);
+    }
+
+    fn insert_service(&mut self, service: Service) {
+        let key = service.key();
+        for vip in &service.vips {
+            add(&mut self.services_by_vip, *vip, key.clone());
+        }
+        add(&mut self.services_by_hostname, service.hostname.clone(), key.clone());
+        self.services.insert_mut(key, Arc::new(service));
+    }
+
+    fn remove_service(&mut self, key: &NamespacedHostname) {
+        let Some(service) = self.services.get(key).cloned() else { return };
+        for vip in &service.vips {
+            take(&mut self.services_by_vip, vip, key);
+        }
+        take(&mut self.services_by_hostname, &service.hostname, key);
+        self.services.remove_mut(key);
+    }
+
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
+        self.workloads.get(uid)
+    }
+
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.values()
+    }
+
+    /// Every workload at an address; a host that runs several has them all at the same one.
+    pub fn workloads_at(&self, address: IpAddr) -> impl Iterator<Item = &Arc<Workload>> {
+        let uids = self.workloads_by_address.get(&address).into_iter().flat_map(HashTrieSetSync::iter);
+        uids.filter_map(|uid| self.workloads.get(uid))
+    }
+
+    pub fn service(&self, key: &NamespacedHostname) -> Option<&Arc<Service>> {
+        self.services.get(key)
+    }
+
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// The service with this virtual address. Where two claim one, the lesser key wins, everywhere.
+    pub fn service_by_vip(&self, vip: IpAddr) -> Option<&Arc<Service>> {
+        let key = self.services_by_vip.get(&vip)?.iter().min()?;
+        self.services.get(key)
+    }
+
+    /// Every service that has a virtual address, with its addresses.
+    pub fn vips(&self) -> impl Iterator<Item = &IpAddr> {
+        self.services_by_vip.keys()
+    }
+
+    /// Services of this name, those of the caller's own namespace first.
+    pub fn services_by_hostname(&self, hostname: &str, own_namespace: Option<&str>) -> Vec<&Arc<Service>> {
+        let keys = self.services_by_hostname.get(hostname).into_iter().flat_map(HashTrieSetSync::iter);
+        let mut found: Vec<&Arc<Service>> = keys.filter_map(|key| self.services.get(key)).collect();
+        found.sort_by_key(|service| (Some(service.namespace.as_str()) != own_namespace, service.key()));
+        found
+    }
+
+    /// Every endpoint of one port of a service, healthy or not, in no particular order.
+    pub fn endpoints(&self, service: &NamespacedHostname, service_port: u16) -> Vec<Endpoint> {
+        let uids = self.endpoints.get(service).into_iter().flat_map(HashTrieSetSync::iter);
+        let workloads = uids.filter_map(|uid| self.workloads.get(uid));
+        workloads
+            .filter_map(|workload| {
+                let ports = workload.services.get(service)?;
+                let port = *ports.iter().find(|port| port.service_port == service_port)?;
+                Some(Endpoint { workload: workload.clone(), port })
+            })
+            .collect()
+    }
+
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+        self.policies.values()
+    }
+
+    pub fn policy(&self, key: &str) -> Option<&Arc<AuthorizationPolicy>> {
+        self.policies.get(key)
+    }
+
+    /// The policies in force for a workload, in the order of their keys.
+    pub fn policies_for(&self, workload: &Workload) -> Vec<&AuthorizationPolicy> {
+        let mut found: Vec<_> = self.policies.values().map(Arc::as_ref).filter(|p| p.applies_to(workload)).collect();
+        found.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        found
+    }
+
+    /// What this host runs; `None` until the control plane has said so.
+    pub fn host(&self) -> Option<&Arc<HostConfig>> {
+        self.host.as_ref()
+    }
+
+    pub fn bundles(&self) -> impl Iterator<Item = &Arc<TrustBundle>> {
+        self.bundles.values()
+    }
+
+    pub fn len_workloads(&self) -> usize {
+        self.workloads.size()
+    }
+
+    pub fn len_services(&self) -> usize {
+        self.services.size()
+    }
+}
+
+/// A map from an index value to the set of keys that have it.
+type Index<I, K> = HashTrieMapSync<I, HashTrieSetSync<K>>;
+
+fn add<I: Eq + std::hash::Hash, K: Eq + std::hash::Hash>(index: &mut Index<I, K>, at: I, key: K) {
+    let keys = index.get(&at).cloned().unwrap_or_default().insert(key);
+    index.insert_mut(at, keys);
+}
+
+fn take<I: Eq + std::hash::Hash + Clone, K: Eq + std::hash::Hash>(index: &mut Index<I, K>, at: &I, key: &K) {
+    let Some(keys) = index.get(at).map(|keys| keys.remove(key)) else { return };
+    if keys.is_empty() {
+        index.remove_mut(at);
+    } else {
+        index.insert_mut(at.clone(), keys);
+    }
+}
+
+#[cfg(test)]
+mod tests;
