@@ -3,7 +3,14 @@ use super::*;
 
 fn policy(name: &str, action: Action, matches: Vec<Match>) -> AuthorizationPolicy {
     let rules = matches.into_iter().map(|m| Rule { clauses: vec![Clause { matches: vec![m] }] }).collect();
-    AuthorizationPolicy { name: name.into(), namespace: "shop".into(), scope: Scope::Namespace, action, rules, dry_run: false }
+    AuthorizationPolicy {
+        name: name.into(),
+        namespace: "shop".into(),
+        scope: Scope::Namespace,
+        action,
+        rules,
+        dry_run: false,
+    }
 }
 
 fn from(account: &str) -> Match {
