@@ -13,6 +13,10 @@ use ipnet::IpNet;
 use crate::spiffe::SpiffeId;
 use crate::workload::Workload;
 
+/// The namespace whose policies are in force for the whole mesh, and of the control plane itself
+/// (Istio's root namespace).
+pub const ROOT_NAMESPACE: &str = "tombolo-system";
+
 /// One policy, as every agent holds it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AuthorizationPolicy {

@@ -42,14 +42,14 @@ pub struct TrustBundle {
 }
 
 /// What changed between two revisions.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Delta {
     pub revision: Revision,
     pub changes: Vec<Change>,
 }
 
 /// One object that is new or different, or gone.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Change {
     Workload(Workload),
     Service(Service),
