@@ -1,1 +1,7 @@
-//! Placeholder.
+//! The control plane: one store, one issuer, and what is told to agents (gRPC) and operators (REST).
+//!
+//! `tombolo-controlplane serve` (`run.rs`) puts the parts together in an [`app::App`]. Nothing of the
+//! data plane depends on this crate, and it knows neither proxies nor Kubernetes.
+
+pub mod app;
+pub mod store;

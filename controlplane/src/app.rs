@@ -1,0 +1,23 @@
+//! What every request handler of the control plane shares. Made once by `run.rs`, never changed.
+
+use std::time::Duration;
+
+use api::TrustDomain;
+
+use crate::store::Store;
+
+/// The parts of one running control plane.
+pub struct App {
+    pub store: Store,
+    pub trust_domain: TrustDomain,
+    pub settings: Settings,
+}
+
+/// What handlers need of the configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long a host's workloads stay without a report. Default 15 s: three reports may be lost.
+    pub lease: Duration,
+    /// `https://HOST:15012`, as join commands name this control plane.
+    pub join_url: String,
+}
