@@ -1,1 +1,7 @@
-//! Placeholder.
+//! The host daemon: configuration, interception, enrolment, discovery, rotation, and the commands
+//! that a host answers without a control plane. `cli/` makes a program of it.
+//!
+//! Start order and stop order are on one page in [`run`].
+
+pub mod config;
+pub mod state;
