@@ -1,0 +1,74 @@
+//! What goes wrong on real hosts: full disks, loops, strangers. One clear error each, nothing hangs.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use tests::netns::tool;
+use tests::{Estate, wait_until};
+
+use crate::shop;
+
+/// A small file system for an agent's state, unmounted on drop.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: PathBuf, size: &str) -> Result<Self> {
+        std::fs::create_dir_all(&at)?;
+        tool(&["mount", "-t", "tmpfs", "-o", &format!("size={size},mode=0700"), "tombolo", &at.display().to_string()])?;
+        Ok(Self(at))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazy: the agent may still hold a file for the moment it takes to end.
+        let _ = tool(&["umount", "-l", &self.0.display().to_string()]);
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_and_the_agent_goes_on_from_memory() -> Result<()> {
+    let estate = Estate::start()?;
+    estate.apply(shop::SHOP)?;
+    let orders = estate.add_meshed_host("orders", &shop::member("orders"))?;
+    let _page = orders.serve_http(8080, "orders")?;
+    let mut web = estate.add_host("web", &shop::member("web"))?;
+    let disk = SmallDisk::mount(web.folder().join("state"), "256k")?;
+    web.join(&estate, &["shop/web".to_owned()])?;
+    web.start_agent()?;
+    web.intercept_on()?;
+    let filled = web.namespace().shell(&format!("cat /dev/zero > {}/filler", disk.0.display()))?;
+    ensure!(!filled.ok(), "the disk is not full");
+    estate.apply(
+        "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: closed, namespace: shop}, spec: {}}",
+    )?;
+    wait_until("the agent says that the disk is full, and of which file", || {
+        let log = web.agent_log();
+        let line = log.lines().find(|line| line.contains("No space left on device") && line.contains("snapshot"));
+        line.map(|_| ()).ok_or_else(|| tests::estate::last_lines(&log, 3))
+    });
+    wait_until("the policy that could not be stored is obeyed", || {
+        let output = web.curl("http://orders.shop.mesh/").map_err(|error| error.to_string())?;
+        if output.ok() { Err(output.stdout) } else { Ok(()) }
+    });
+    let status = web.tombolo(&["status"])?;
+    ensure!(status.stdout.contains("No space") || status.stderr.contains("No space"), "status hides it: {status:?}");
+    Ok(())
+}
+
+#[test]
+fn connections_to_the_agents_own_ports_end_at_once() -> Result<()> {
+    let shop = shop::open()?;
+    let own = shop.web.address();
+    for url in ["http://127.0.0.1:15001/".to_owned(), format!("http://{own}:15008/"), format!("http://{own}:15006/")] {
+        let began = Instant::now();
+        let output = shop.web.curl(&url)?;
+        ensure!(!output.ok(), "{url} answered {output:?}");
+        ensure!(began.elapsed() < Duration::from_secs(5), "{url} hung: {output:?}");
+    }
+    let output = shop.web.curl("http://orders.shop.mesh:15008/")?;
+    ensure!(!output.ok(), "{output:?}");
+    shop.wait_answers("http://orders.shop.mesh/");
+    Ok(())
+}

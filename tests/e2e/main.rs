@@ -1,0 +1,13 @@
+//! End-to-end: real programs on hosts that are network namespaces, asked by real curl, nc and dig.
+//! Needs root; without it every test says so and fails, so that nothing passes by not running.
+
+mod bad_input;
+mod connect;
+mod enrolment;
+mod intercept;
+mod names;
+mod operator;
+mod outage;
+mod policy;
+mod propagation;
+mod shop;
