@@ -4,4 +4,6 @@
 //! data plane depends on this crate, and it knows neither proxies nor Kubernetes.
 
 pub mod app;
+mod audit;
+pub mod registry;
 pub mod store;

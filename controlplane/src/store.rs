@@ -52,6 +52,7 @@ pub(crate) struct Write {
     inner: Box<dyn backend::Transaction>,
     revision: Revision,
     discarded: bool,
+    quiet: bool,
 }
 
 /// An error of a write: the store's own, or a refusal by what was written.
@@ -165,16 +166,20 @@ impl Store {
         let mut inner = self.inner.shared.backend.begin(Access::Write).await?;
         let rows = inner.fetch("UPDATE revision SET revision = revision + 1 WHERE id = 1 RETURNING revision", vec![]);
         let next = rows.await?.first().ok_or(StoreError::NoRevision)?.int(0)?;
-        let mut write = Write { inner, revision: next.cast_unsigned(), discarded: false };
+        let mut write = Write { inner, revision: next.cast_unsigned(), discarded: false, quiet: false };
         match body(&mut write, input).await {
             Ok(value) if write.discarded => {
                 write.inner.rollback().await;
                 Ok(value)
             }
             Ok(value) => {
-                write.inner.announce(next).await?;
+                if !write.quiet {
+                    write.inner.announce(next).await?;
+                }
                 write.inner.commit().await.map_err(StoreError::at_commit)?;
-                self.inner.shared.publish(write.revision);
+                if !write.quiet {
+                    self.inner.shared.publish(write.revision);
+                }
                 Ok(value)
             }
             Err(error) => {
@@ -184,23 +189,34 @@ impl Store {
         }
     }
 
-    /// One statement of its own that readers need not hear of: heartbeats, certificates, audit.
+    /// One statement of its own that readers need not hear of, and how many rows it changed.
     pub(crate) async fn execute_quietly(&self, sql: &'static str, values: Vec<Value>) -> Result<u64, StoreError> {
+        let input = (sql, values);
+        self.quietly(&input, |transaction, (sql, values)| Box::pin(transaction.execute(sql, values.clone()))).await
+    }
+
+    /// The same for a statement that ends in `RETURNING`.
+    pub(crate) async fn fetch_quietly(&self, sql: &'static str, values: Vec<Value>) -> Result<Vec<Row>, StoreError> {
+        let input = (sql, values);
+        self.quietly(&input, |transaction, (sql, values)| Box::pin(transaction.fetch(sql, values.clone()))).await
+    }
+
+    async fn quietly<I: Sync, T>(&self, input: &I, body: ReadBody<I, T>) -> Result<T, StoreError> {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            match self.execute_once(sql, values.clone()).await {
+            match self.quietly_once(input, body).await {
                 Err(error) if error.retry(attempt) => error::back_off(attempt).await,
                 outcome => return self.counted(outcome),
             }
         }
     }
 
-    async fn execute_once(&self, sql: &'static str, values: Vec<Value>) -> Result<u64, StoreError> {
+    async fn quietly_once<I: Sync, T>(&self, input: &I, body: ReadBody<I, T>) -> Result<T, StoreError> {
         let mut transaction = self.inner.shared.backend.begin(Access::Write).await?;
-        let n_rows = transaction.execute(sql, values).await?;
+        let value = body(transaction.as_mut(), input).await?;
         transaction.commit().await.map_err(StoreError::at_commit)?;
-        Ok(n_rows)
+        Ok(value)
     }
 
     fn counted<T, E: WriteError>(&self, outcome: Result<T, E>) -> Result<T, E> {
@@ -221,6 +237,14 @@ impl Write {
     /// The revision that this write takes when it commits.
     pub(crate) fn revision(&self) -> Revision {
         self.revision
+    }
+
+    /// Nothing changed that readers must see: commit without a new revision. The counter's row stays
+    /// locked until the commit, so nobody has seen the number that is given back.
+    pub(crate) async fn give_back_revision(&mut self) -> Result<(), StoreError> {
+        self.execute("UPDATE revision SET revision = revision - 1 WHERE id = 1", vec![]).await?;
+        self.quiet = true;
+        Ok(())
     }
 
     /// Nothing changed: roll back, so that no revision is taken.

@@ -49,7 +49,8 @@ CREATE TABLE hosts (
     previous_sequence BIGINT NOT NULL, -- the one it replaced, good until the new one is seen
     key_hash          BYTEA NOT NULL,    -- SHA-256 of the public key it joined with
     token_id          TEXT NOT NULL,    -- the token it joined with
-    joined_ms         BIGINT NOT NULL
+    joined_ms         BIGINT NOT NULL,
+    version           TEXT NOT NULL     -- of the program that joined
 );
 
 CREATE TABLE host_groups (
