@@ -4,4 +4,6 @@
 //! Start order and stop order are on one page in [`run`].
 
 pub mod config;
+pub mod connect;
+pub mod join;
 pub mod state;

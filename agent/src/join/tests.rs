@@ -1,0 +1,54 @@
+//! Tables for what is refused before anything is sent; the calls themselves run in tests/e2e.
+use super::*;
+
+#[test]
+fn host_names_are_dns_labels() {
+    let check = |name: &str, good: bool| assert_eq!(host_name(Some(name)).is_ok(), good, "{name:?}");
+    check("web1", true);
+    check("a", true);
+    check("web-1", true);
+    check(&"a".repeat(63), true);
+    check(&"a".repeat(64), false);
+    check("", false);
+    check("-web", false);
+    check("web.corp", false);
+    check("Web", false);
+    check("wéb", false);
+    assert!(host_name(None).is_ok() || std::fs::read_to_string("/proc/sys/kernel/hostname").is_err());
+}
+
+#[test]
+fn what_is_typed_wrongly_is_a_usage_error_and_damage_is_not() {
+    assert_eq!(pin("sha256:00").expect_err("too short").exit_code(), 2);
+    assert_eq!(check_group("orders").expect_err("no namespace").exit_code(), 2);
+    assert_eq!(JoinError::from(TokenError::Checksum).exit_code(), 1);
+}
+
+#[test]
+fn every_refusal_says_what_to_do() {
+    let check = |code: Code, message: &str, expect: &str| {
+        let text = call_failed(&Status::new(code, message)).to_string();
+        assert!(text.contains(message) && text.contains(expect), "{text}");
+    };
+    check(Code::Unauthenticated, "the join token expired at noon", "token create");
+    check(Code::PermissionDenied, "the token is for hosts named web-*", "whose groups");
+    check(Code::AlreadyExists, "there is a host named web1", "--name");
+    check(Code::FailedPrecondition, "the host's clock is 7 min behind", "timedatectl");
+    check(Code::Unavailable, "the store does not answer; try again", "try again");
+}
+
+#[tokio::test]
+async fn joining_a_place_where_nobody_listens_says_so() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut config = Config::defaults();
+    config.paths.state_dir = folder.path().join("state");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let address = listener.local_addr().expect("bound");
+    drop(listener);
+    let token = JoinToken::generate(&[1; 32]).reveal();
+    let options = JoinOptions { url: format!("https://{address}"), token, ..JoinOptions::default() };
+    let error = join(&config, &options).await.expect_err("nobody is there");
+    let text = error.to_string();
+    assert!(text.contains(&format!("cannot reach {address}: ")) && text.contains("check the address"), "{text}");
+    assert!(StateDir::at(&config.paths.state_dir).identity().expect("readable").is_none());
+}
