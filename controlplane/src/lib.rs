@@ -5,5 +5,6 @@
 
 pub mod app;
 mod audit;
+pub mod issuer;
 pub mod registry;
 pub mod store;

@@ -117,7 +117,8 @@ impl Svid {
         Ok(())
     }
 
-    pub(crate) fn certified(&self) -> Arc<CertifiedKey> {
+    /// Chain and key as rustls takes them.
+    pub fn certified(&self) -> Arc<CertifiedKey> {
         self.certified.clone()
     }
 }
