@@ -3,7 +3,12 @@
 //!
 //! Start order and stop order are on one page in [`run`].
 
+pub mod attribute;
+pub mod cgroup;
 pub mod config;
 pub mod connect;
+pub mod intercept;
 pub mod join;
+pub mod netlink;
+pub mod sockets;
 pub mod state;

@@ -1,0 +1,446 @@
+//! Pure: what shall be intercepted, and the rules that do it.
+//!
+//! `Wanted` is the agent's wish in its own words; `build` turns it into the table `inet tombolo`. The
+//! result prints itself as `nft list table inet tombolo` would, so `plan` shows exactly what
+//! `Interception::apply` does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use api::InboundMode;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::model::{Chain, ChainHook, ChainKind, Element, Family, Key, Set, Statement, Transport};
+use crate::cgroup::CgroupTree;
+
+/// What the host's operator and the snapshot ask of interception.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    pub capture: Capture,
+    /// Service addresses: every port of them is captured.
+    pub vips: BTreeSet<IpAddr>,
+    /// Workload ports that services expose. Other ports of the same address are left alone.
+    pub endpoints: BTreeSet<SocketAddr>,
+    /// What happens to plaintext from other hosts at local ports; permissive ones need no rule.
+    pub inbound: BTreeMap<u16, InboundMode>,
+    pub exclusions: Exclusions,
+    /// Nameservers whose port 53 is taken over for local processes.
+    pub dns: Option<Vec<IpAddr>>,
+    pub ports: OwnPorts,
+    /// The proxy shows local servers the client's own address.
+    pub source_preservation: bool,
+}
+
+/// Which outbound connections are taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Capture {
+    /// Those to services and workloads of the mesh.
+    #[default]
+    Mesh,
+    /// Every one that leaves the host and is not excluded.
+    All,
+}
+
+/// What interception leaves alone.
+///
+/// Users and cgroups are left alone for everything they connect to, names included. Addresses and
+/// ports are destinations. An interface is left alone in both directions: nothing that arrives
+/// there is observed or refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Exclusions {
+    pub uids: BTreeSet<u32>,
+    /// systemd units, wherever in the tree they are; `.service` may be left out.
+    pub units: BTreeSet<String>,
+    /// Paths below the cgroup v2 mount; the whole subtree is meant.
+    pub cgroups: BTreeSet<String>,
+    pub cidrs: BTreeSet<IpNet>,
+    pub ports: BTreeSet<u16>,
+    pub interfaces: BTreeSet<String>,
+}
+
+/// Where the agent listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnPorts {
+    pub outbound: u16,
+    pub inbound_plaintext: u16,
+    pub dns: u16,
+}
+
+/// A whole table, and what else the kernel must know for it to work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ruleset {
+    pub(crate) table: &'static str,
+    pub(crate) sets: Vec<Set>,
+    pub(crate) chains: Vec<Chain>,
+    pub(crate) routing: Routing,
+    units: BTreeSet<String>,
+    cgroups: BTreeSet<String>,
+}
+
+/// Policy routing that the rules rely on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Routing {
+    /// Packets marked [`MARK_LOCAL`] are delivered on this host.
+    pub(crate) deliver_marked: bool,
+    /// Service addresses need some route, because output NAT runs after routing.
+    pub(crate) service_ranges: bool,
+}
+
+/// Mark of the agent's own sockets: never captured.
+pub const MARK_OWN: u32 = 0x746d;
+/// Mark of the agent's sockets that carry a client's address: never captured, answers come back.
+pub const MARK_SOURCE: u32 = 0x746e;
+/// Mark of packets that this host must take although their destination may not be its own.
+pub const MARK_LOCAL: u32 = 0x746f;
+/// Routing table for [`MARK_LOCAL`].
+pub const ROUTE_TABLE: u32 = 29805;
+/// Name of the table, in family `inet`.
+pub const TABLE: &str = "tombolo";
+/// Name of the ownerless table of `on_agent_loss = "block"`.
+pub const BLOCK_TABLE: &str = "tombolo_block";
+
+impl Default for OwnPorts {
+    fn default() -> Self {
+        Self { outbound: api::ports::OUTBOUND, inbound_plaintext: api::ports::INBOUND_PLAINTEXT, dns: api::ports::DNS }
+    }
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self {
+            capture: Capture::Mesh,
+            vips: BTreeSet::new(),
+            endpoints: BTreeSet::new(),
+            inbound: BTreeMap::new(),
+            exclusions: Exclusions::default(),
+            dns: None,
+            ports: OwnPorts::default(),
+            source_preservation: false,
+        }
+    }
+}
+
+impl Wanted {
+    /// Whether a new connection to this destination would be captured, exclusions aside.
+    pub fn captures(&self, destination: SocketAddr) -> bool {
+        let address = destination.ip().to_canonical();
+        self.vips.contains(&address)
+            || self.endpoints.contains(&SocketAddr::new(address, destination.port()))
+            || self.capture == Capture::All && !address.is_loopback()
+    }
+
+    /// The same rules with nothing left to take: connections that are captured already go on, new
+    /// ones pass. `intercept off` applies this until the last captured connection has ended.
+    pub fn quiet(&self) -> Self {
+        Self {
+            capture: Capture::Mesh,
+            vips: BTreeSet::new(),
+            endpoints: BTreeSet::new(),
+            inbound: BTreeMap::new(),
+            exclusions: Exclusions::default(),
+            dns: None,
+            ports: self.ports,
+            source_preservation: true,
+        }
+    }
+
+    fn ports_of_mode(&self, mode: InboundMode) -> BTreeSet<u16> {
+        self.inbound.iter().filter(|(_, wanted)| **wanted == mode).map(|(port, _)| *port).collect()
+    }
+}
+
+/// The table that does what is wanted.
+pub fn build(wanted: &Wanted) -> Ruleset {
+    let observed = wanted.ports_of_mode(InboundMode::Observe);
+    let strict = wanted.ports_of_mode(InboundMode::Strict);
+    let mut rules = Ruleset {
+        table: TABLE,
+        sets: Vec::new(),
+        chains: Vec::new(),
+        routing: Routing {
+            deliver_marked: wanted.source_preservation || !observed.is_empty(),
+            service_ranges: !wanted.vips.is_empty(),
+        },
+        units: wanted.exclusions.units.iter().map(|unit| unit_name(unit)).collect(),
+        cgroups: wanted.exclusions.cgroups.iter().map(|path| path.trim_matches('/').to_owned()).collect(),
+    };
+    rules.cgroups.remove("");
+    let output = rules.output_chain(wanted);
+    rules.chains.push(output);
+    if !strict.is_empty() || !observed.is_empty() || wanted.source_preservation {
+        let inbound = rules.inbound_chain(wanted, &strict, &observed);
+        rules.chains.push(inbound);
+    }
+    if !observed.is_empty() {
+        rules.chains.push(keep_chain());
+    }
+    if wanted.source_preservation {
+        rules.chains.push(replies_chain());
+    }
+    rules
+}
+
+/// The ownerless table that refuses plaintext to these ports while no agent is there.
+pub fn build_block(wanted: &Wanted) -> Ruleset {
+    let strict = wanted.ports_of_mode(InboundMode::Strict);
+    let mut rules = Ruleset {
+        table: BLOCK_TABLE,
+        sets: Vec::new(),
+        chains: Vec::new(),
+        routing: Routing::default(),
+        units: BTreeSet::new(),
+        cgroups: BTreeSet::new(),
+    };
+    let only_strict = Wanted { source_preservation: false, ..wanted.clone() };
+    let inbound = rules.inbound_chain(&only_strict, &strict, &BTreeSet::new());
+    rules.chains.push(inbound);
+    rules
+}
+
+impl Ruleset {
+    /// The same rules with the excluded units and cgroups that exist in this tree.
+    pub fn with_cgroups(&self, tree: &CgroupTree) -> Self {
+        let mut resolved = self.clone();
+        let excluded = tree.select(&self.units, &self.cgroups);
+        for set in resolved.sets.iter_mut().filter(|set| set.key == Key::Cgroup) {
+            set.elements = excluded
+                .iter()
+                .filter(|(path, _)| set.name == cgroup_set(level(path)))
+                .map(|(path, id)| Element::Cgroup { id: *id, path: path.clone() })
+                .collect();
+        }
+        resolved
+    }
+
+    /// Whether the rules depend on which cgroups exist.
+    pub fn names_cgroups(&self) -> bool {
+        !self.units.is_empty() || !self.cgroups.is_empty()
+    }
+
+    fn output_chain(&mut self, wanted: &Wanted) -> Chain {
+        let mut chain = Chain::new("output", ChainKind::Nat, ChainHook::Output, PRIORITY);
+        chain.rule("the agent's own connections", [Statement::Mark(MARK_OWN), Statement::Return]);
+        chain.rule("the agent's own, with a client's address", [Statement::Mark(MARK_SOURCE), Statement::Return]);
+        self.excluded_processes(&mut chain, &wanted.exclusions);
+        self.names(&mut chain, wanted);
+        self.excluded_destinations(&mut chain, &wanted.exclusions);
+        self.captured(&mut chain, wanted);
+        if wanted.capture == Capture::All {
+            chain.rule("what stays on this host", [Statement::DestinationIsLocal, Statement::Return]);
+            chain.rule(
+                "everything else",
+                [Statement::PureSyn, Statement::Counter, Statement::Redirect(wanted.ports.outbound)],
+            );
+        }
+        chain
+    }
+
+    fn excluded_processes(&mut self, chain: &mut Chain, exclusions: &Exclusions) {
+        let uids = exclusions.uids.iter().copied().map(Element::Uid);
+        if let Some(set) = self.set_unless_empty("excluded_uid", Key::Uid, uids) {
+            chain.rule("excluded users", [Statement::UidIn(set), Statement::Return]);
+        }
+        let mut levels: BTreeSet<u32> = self.cgroups.iter().map(|path| level(path)).collect();
+        if !self.units.is_empty() {
+            levels.extend(UNIT_LEVELS);
+        }
+        for level in levels {
+            let set = self.set(&cgroup_set(level), Key::Cgroup, []);
+            chain.rule("excluded cgroups", [Statement::CgroupIn { level, set }, Statement::Return]);
+        }
+    }
+
+    fn names(&mut self, chain: &mut Chain, wanted: &Wanted) {
+        let Some(nameservers) = &wanted.dns else { return };
+        let addresses: BTreeSet<IpAddr> = nameservers.iter().map(IpAddr::to_canonical).collect();
+        for family in [Family::V4, Family::V6] {
+            let (name, key) = match family {
+                Family::V4 => ("nameserver4", Key::Ipv4),
+                Family::V6 => ("nameserver6", Key::Ipv6),
+            };
+            let set = self.set(name, key, addresses_of(family, &addresses));
+            for transport in [Transport::Udp, Transport::Tcp] {
+                chain.rule(
+                    "names",
+                    [
+                        Statement::DestinationIn(family, set.clone()),
+                        Statement::Port(transport, DNS_PORT),
+                        Statement::Counter,
+                        Statement::Redirect(wanted.ports.dns),
+                    ],
+                );
+            }
+        }
+    }
+
+    fn excluded_destinations(&mut self, chain: &mut Chain, exclusions: &Exclusions) {
+        let interfaces = exclusions.interfaces.iter().cloned().map(Element::Interface);
+        if let Some(set) = self.set_unless_empty(EXCLUDED_INTERFACE, Key::Interface, interfaces) {
+            chain.rule("excluded interfaces", [Statement::OutputInterfaceIn(set), Statement::Return]);
+        }
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for cidr in &exclusions.cidrs {
+            match cidr {
+                IpNet::V4(net) => v4.push(net.trunc()),
+                IpNet::V6(net) => v6.push(net.trunc()),
+            }
+        }
+        let v4 = Ipv4Net::aggregate(&v4).into_iter().map(Element::Ipv4Range);
+        if let Some(set) = self.set_unless_empty("excluded4", Key::Ipv4Range, v4) {
+            chain.rule("excluded networks", [Statement::DestinationIn(Family::V4, set), Statement::Return]);
+        }
+        let v6 = Ipv6Net::aggregate(&v6).into_iter().map(Element::Ipv6Range);
+        if let Some(set) = self.set_unless_empty("excluded6", Key::Ipv6Range, v6) {
+            chain.rule("excluded networks", [Statement::DestinationIn(Family::V6, set), Statement::Return]);
+        }
+        let ports = exclusions.ports.iter().copied().map(Element::Port);
+        if let Some(set) = self.set_unless_empty("excluded_port", Key::Port, ports) {
+            chain.rule("excluded ports", [Statement::PortIn(Transport::Tcp, set), Statement::Return]);
+        }
+    }
+
+    fn captured(&mut self, chain: &mut Chain, wanted: &Wanted) {
+        let vips: BTreeSet<IpAddr> = wanted.vips.iter().map(IpAddr::to_canonical).filter(is_remote).collect();
+        let endpoints: BTreeSet<SocketAddr> = wanted
+            .endpoints
+            .iter()
+            .map(|endpoint| SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port()))
+            .filter(|endpoint| is_remote(&endpoint.ip()))
+            .collect();
+        for family in [Family::V4, Family::V6] {
+            let (vip, vip_key, endpoint, endpoint_key) = match family {
+                Family::V4 => ("vip4", Key::Ipv4, "endpoint4", Key::Ipv4Port),
+                Family::V6 => ("vip6", Key::Ipv6, "endpoint6", Key::Ipv6Port),
+            };
+            let vip = self.set(vip, vip_key, addresses_of(family, &vips));
+            let endpoint = self.set(endpoint, endpoint_key, endpoints_of(family, &endpoints));
+            for (label, destination) in [
+                ("services", Statement::DestinationIn(family, vip)),
+                ("workloads' ports", Statement::EndpointIn(family, endpoint)),
+            ] {
+                let redirect = Statement::Redirect(wanted.ports.outbound);
+                chain.rule(label, [Statement::PureSyn, destination, Statement::Counter, redirect]);
+            }
+        }
+    }
+
+    fn inbound_chain(&mut self, wanted: &Wanted, strict: &BTreeSet<u16>, observed: &BTreeSet<u16>) -> Chain {
+        // Before NAT, so that a port which Docker publishes is still seen under its own number.
+        let mut chain = Chain::new("inbound", ChainKind::Filter, ChainHook::Prerouting, PRIORITY - 5);
+        if wanted.source_preservation {
+            chain.rule("answers to a client's address", answers());
+        }
+        if strict.is_empty() && observed.is_empty() {
+            return chain;
+        }
+        let interfaces = wanted.exclusions.interfaces.iter().cloned().map(Element::Interface);
+        if let Some(set) = self.set_unless_empty(EXCLUDED_INTERFACE, Key::Interface, interfaces) {
+            chain.rule("excluded interfaces", [Statement::InputInterfaceIn(set), Statement::Return]);
+        }
+        let arrives_at = |set| {
+            let port = Statement::PortIn(Transport::Tcp, set);
+            [Statement::FromOutside, Statement::PureSyn, port, Statement::DestinationIsLocal, Statement::Counter]
+        };
+        let elements = strict.iter().copied().map(Element::Port);
+        if let Some(set) = self.set_unless_empty("strict_port", Key::Port, elements) {
+            let refuse = arrives_at(set).into_iter().chain([Statement::RejectWithReset]);
+            chain.rule("plaintext to strict ports", refuse);
+        }
+        let elements = observed.iter().copied().map(Element::Port);
+        if let Some(set) = self.set_unless_empty("observed_port", Key::Port, elements) {
+            let take =
+                [Statement::Tproxy(wanted.ports.inbound_plaintext), Statement::SetMark(MARK_LOCAL), Statement::Accept];
+            chain.rule("plaintext to observed ports", arrives_at(set).into_iter().chain(take));
+        }
+        chain
+    }
+
+    fn set_unless_empty(
+        &mut self,
+        name: &str,
+        key: Key,
+        elements: impl IntoIterator<Item = Element>,
+    ) -> Option<String> {
+        let elements: BTreeSet<Element> = elements.into_iter().collect();
+        (!elements.is_empty()).then(|| self.set(name, key, elements))
+    }
+
+    fn set(&mut self, name: &str, key: Key, elements: impl IntoIterator<Item = Element>) -> String {
+        if self.sets.iter().all(|set| set.name != name) {
+            self.sets.push(Set { name: name.to_owned(), key, elements: elements.into_iter().collect() });
+        }
+        name.to_owned()
+    }
+}
+
+/// Docker and others translate destinations of what arrives; what is observed keeps its own.
+fn keep_chain() -> Chain {
+    let mut chain = Chain::new("keep", ChainKind::Nat, ChainHook::Prerouting, PRIORITY);
+    for family in [Family::V4, Family::V6] {
+        chain.rule("observed connections", [Statement::Mark(MARK_LOCAL), Statement::KeepDestination(family)]);
+    }
+    chain
+}
+
+/// A local server answers to the client's address, which is elsewhere: the answer must come back to
+/// the agent. Only connections *from* the agent with that address are marked: marking what TPROXY
+/// took as well would send the agent's own answers into the loop.
+fn replies_chain() -> Chain {
+    let mut chain = Chain::new("replies", ChainKind::Route, ChainHook::Output, PRIORITY);
+    chain.rule(
+        "to local servers with a client's address",
+        [Statement::Mark(MARK_SOURCE), Statement::OriginalDirection, Statement::SetConnectionMark(MARK_LOCAL)],
+    );
+    chain.rule("answers to a client's address", answers());
+    chain
+}
+
+fn answers() -> [Statement; 3] {
+    [Statement::ReplyDirection, Statement::ConnectionMark(MARK_LOCAL), Statement::SetMark(MARK_LOCAL)]
+}
+
+fn addresses_of(family: Family, addresses: &BTreeSet<IpAddr>) -> impl Iterator<Item = Element> {
+    addresses.iter().filter_map(move |address| match (family, address) {
+        (Family::V4, IpAddr::V4(address)) => Some(Element::Ipv4(*address)),
+        (Family::V6, IpAddr::V6(address)) => Some(Element::Ipv6(*address)),
+        _ => None,
+    })
+}
+
+fn endpoints_of(family: Family, endpoints: &BTreeSet<SocketAddr>) -> impl Iterator<Item = Element> {
+    endpoints.iter().filter_map(move |endpoint| match (family, endpoint) {
+        (Family::V4, SocketAddr::V4(endpoint)) => Some(Element::Ipv4Port(*endpoint.ip(), endpoint.port())),
+        (Family::V6, SocketAddr::V6(endpoint)) => Some(Element::Ipv6Port(*endpoint.ip(), endpoint.port())),
+        _ => None,
+    })
+}
+
+/// Loopback, multicast and unspecified addresses are no peers, whatever the snapshot says.
+fn is_remote(address: &IpAddr) -> bool {
+    !address.is_loopback() && !address.is_multicast() && !address.is_unspecified()
+}
+
+/// How deep below the root of the tree a cgroup is.
+fn level(path: &str) -> u32 {
+    u32::try_from(path.split('/').count()).unwrap_or(u32::MAX)
+}
+
+fn cgroup_set(level: u32) -> String {
+    format!("excluded_cgroup{level}")
+}
+
+/// As systemd does, a name without a type is a service.
+fn unit_name(unit: &str) -> String {
+    if unit.contains('.') { unit.to_owned() } else { format!("{unit}.service") }
+}
+
+/// Before Docker's and firewalld's NAT chains (-100), after connection tracking (-200).
+const PRIORITY: i32 = -150;
+const DNS_PORT: u16 = 53;
+const EXCLUDED_INTERFACE: &str = "excluded_interface";
+/// Units live at these depths: `system.slice/x.service` to
+/// `user.slice/user-1000.slice/user@1000.service/app.slice/x.service`, and one slice more.
+const UNIT_LEVELS: std::ops::RangeInclusive<u32> = 1..=6;
+
+#[cfg(test)]
+mod tests;
