@@ -8,7 +8,7 @@ use crate::store::{Store, StoreError, Value, Write, to_ms};
 
 /// One row of the audit log.
 #[derive(Debug, Clone)]
-pub struct Event {
+pub(crate) struct Event {
     /// `admin`, `host/NAME`, `token/ID` or `controlplane`.
     pub actor: String,
     /// Such as `host.join` or `resource.apply`.
@@ -20,7 +20,7 @@ pub struct Event {
 }
 
 impl Event {
-    pub fn new(
+    pub(crate) fn new(
         actor: impl Into<String>,
         action: &'static str,
         object: impl Into<String>,

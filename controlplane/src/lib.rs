@@ -8,3 +8,6 @@ mod audit;
 pub mod issuer;
 pub mod registry;
 pub mod store;
+
+#[cfg(test)]
+mod testing;

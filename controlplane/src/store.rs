@@ -289,3 +289,6 @@ impl Drop for Inner {
         self.watcher.abort();
     }
 }
+
+#[cfg(test)]
+mod tests;
