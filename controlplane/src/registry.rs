@@ -29,3 +29,6 @@ pub(crate) fn parse_group(text: &str) -> Option<(String, String)> {
     let usable = |part: &str| !part.is_empty() && !part.contains('/');
     (usable(namespace) && usable(name)).then(|| (namespace.to_owned(), name.to_owned()))
 }
+
+#[cfg(test)]
+mod tests;
