@@ -7,6 +7,7 @@ pub mod app;
 mod audit;
 pub mod issuer;
 pub mod registry;
+pub mod resources;
 pub mod store;
 
 #[cfg(test)]

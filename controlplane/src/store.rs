@@ -22,10 +22,11 @@ mod url;
 mod watcher;
 mod world;
 
-pub(crate) use backend::{Access, Row, Value};
+pub(crate) use backend::{Row, Transaction, Value};
 pub use error::StoreError;
 pub(crate) use time::{from_ms, rfc3339, to_ms};
 pub use url::{StoreUrl, StoreUrlError};
+pub(crate) use world::read_resources;
 pub use world::{HostRow, HostRowState, ResourceRow, WorkloadHealthRow, World};
 
 /// The database of one control plane. Cloning shares it.
@@ -131,7 +132,7 @@ impl Store {
     }
 
     async fn read_once<I: Sync, T>(&self, input: &I, body: ReadBody<I, T>) -> Result<T, StoreError> {
-        let mut transaction = self.inner.shared.backend.begin(Access::Read).await?;
+        let mut transaction = self.inner.shared.backend.begin(backend::Access::Read).await?;
         let value = body(transaction.as_mut(), input).await?;
         transaction.commit().await?;
         Ok(value)
@@ -163,7 +164,7 @@ impl Store {
         T: Send,
         E: WriteError,
     {
-        let mut inner = self.inner.shared.backend.begin(Access::Write).await?;
+        let mut inner = self.inner.shared.backend.begin(backend::Access::Write).await?;
         let rows = inner.fetch("UPDATE revision SET revision = revision + 1 WHERE id = 1 RETURNING revision", vec![]);
         let next = rows.await?.first().ok_or(StoreError::NoRevision)?.int(0)?;
         let mut write = Write { inner, revision: next.cast_unsigned(), discarded: false, quiet: false };
@@ -213,7 +214,7 @@ impl Store {
     }
 
     async fn quietly_once<I: Sync, T>(&self, input: &I, body: ReadBody<I, T>) -> Result<T, StoreError> {
-        let mut transaction = self.inner.shared.backend.begin(Access::Write).await?;
+        let mut transaction = self.inner.shared.backend.begin(backend::Access::Write).await?;
         let value = body(transaction.as_mut(), input).await?;
         transaction.commit().await.map_err(StoreError::at_commit)?;
         Ok(value)
@@ -268,7 +269,7 @@ impl Write {
 
 impl Shared {
     async fn current_revision(&self) -> Result<Revision, StoreError> {
-        let mut transaction = self.backend.begin(Access::Read).await?;
+        let mut transaction = self.backend.begin(backend::Access::Read).await?;
         let rows = transaction.fetch("SELECT revision FROM revision WHERE id = 1", vec![]).await?;
         transaction.commit().await?;
         Ok(rows.first().ok_or(StoreError::NoRevision)?.int(0)?.cast_unsigned())

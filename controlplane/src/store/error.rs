@@ -53,6 +53,8 @@ pub enum StoreError {
         #[source]
         source: serde_json::Error,
     },
+    #[error("the database holds {object}, which this version cannot read: {mistakes}")]
+    Unreadable { object: String, mistakes: String },
     #[error("a statement failed")]
     Statement {
         #[source]
@@ -77,6 +79,7 @@ impl StoreError {
             Self::Migrate { .. } => {
                 "if the database was used by a newer tombolo-controlplane, run that version; else restore a backup"
             }
+            Self::Unreadable { .. } => "run the version that wrote it, delete the object there, and upgrade again",
             Self::NoRevision | Self::Corrupt { .. } => "restore the database from a backup",
             Self::Statement { .. } => "this is a defect: report it with the control plane's log",
         }

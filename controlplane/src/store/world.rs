@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use api::Revision;
+use api::resource::{Mistake, Resource};
 
 use super::backend::Transaction;
 use super::{Row, StoreError, from_ms};
@@ -15,7 +17,7 @@ use super::{Row, StoreError, from_ms};
 pub struct World {
     pub revision: Revision,
     /// In the order of kind, namespace, name.
-    pub documents: Vec<ResourceRow>,
+    pub resources: Vec<Arc<Resource>>,
     /// In the order of names.
     pub hosts: Vec<HostRow>,
     /// By workload uid; a workload without an entry has not been reported on.
@@ -24,16 +26,11 @@ pub struct World {
     pub vips: BTreeMap<(String, String), Vec<IpAddr>>,
 }
 
-/// One applied resource.
+/// One applied resource with what the store knows of it.
 #[derive(Debug, Clone)]
 pub struct ResourceRow {
-    /// Lower-case singular.
-    pub kind: String,
-    pub namespace: String,
-    pub name: String,
+    pub resource: Arc<Resource>,
     pub uid: String,
-    /// As it was applied.
-    pub document: serde_json::Value,
     /// Of its last change.
     pub revision: Revision,
     pub generation: u64,
@@ -77,7 +74,7 @@ impl World {
         let revision = rows.first().ok_or(StoreError::NoRevision)?.int(0)?.cast_unsigned();
         Ok(Self {
             revision,
-            documents: documents(read).await?,
+            resources: read_resources(read).await?.into_iter().map(|row| row.resource).collect(),
             hosts: hosts(read).await?,
             health: health(read).await?,
             vips: vips(read).await?,
@@ -91,29 +88,45 @@ impl World {
 }
 
 impl ResourceRow {
-    /// The columns that [`ResourceRow::read`] expects, in their order.
-    pub(crate) fn read(row: &Row) -> Result<Self, StoreError> {
+    /// One that is not written yet.
+    pub(crate) fn of(resource: Arc<Resource>) -> Self {
+        let (created, updated) = (UNIX_EPOCH, UNIX_EPOCH);
+        Self { resource, uid: String::new(), revision: 0, generation: 0, created, updated }
+    }
+
+    fn read(row: &Row) -> Result<Self, StoreError> {
+        // A document that was accepted once and cannot be read now must not be left out: without a
+        // DENY policy more would be allowed.
+        let unreadable = |mistakes: Vec<Mistake>| StoreError::Unreadable {
+            object: row.text(5).unwrap_or_default(),
+            mistakes: mistakes.iter().map(Mistake::to_string).collect::<Vec<_>>().join("; "),
+        };
         Ok(Self {
-            kind: row.text(0)?,
-            namespace: row.text(1)?,
-            name: row.text(2)?,
-            uid: row.text(3)?,
-            document: row.json(4)?,
-            revision: row.int(5)?.cast_unsigned(),
-            generation: row.int(6)?.cast_unsigned(),
-            created: from_ms(row.int(7)?),
-            updated: from_ms(row.int(8)?),
+            resource: Arc::new(Resource::from_value(row.json(0)?).map_err(unreadable)?),
+            uid: row.text(1)?,
+            revision: row.int(2)?.cast_unsigned(),
+            generation: row.int(3)?.cast_unsigned(),
+            created: from_ms(row.int(4)?),
+            updated: from_ms(row.int(6)?),
         })
     }
 }
 
-async fn documents(read: &mut dyn Transaction) -> Result<Vec<ResourceRow>, StoreError> {
+/// Every resource, in the order of kind, namespace and name.
+pub(crate) async fn read_resources(read: &mut dyn Transaction) -> Result<Vec<ResourceRow>, StoreError> {
     let rows = read.fetch(
-        "SELECT kind, namespace, name, uid, document, revision, generation, created_ms, updated_ms \
-         FROM resources ORDER BY kind, namespace, name",
+        "SELECT document, uid, revision, generation, created_ms, kind || '/' || namespace || '/' || name, updated_ms \
+         FROM resources",
         vec![],
     );
-    rows.await?.iter().map(ResourceRow::read).collect()
+    let mut rows = rows.await?.iter().map(ResourceRow::read).collect::<Result<Vec<_>, _>>()?;
+    // By bytes, whatever the database's collation.
+    rows.sort_by(|a, b| order(&a.resource).cmp(&order(&b.resource)));
+    Ok(rows)
+}
+
+fn order(resource: &Resource) -> (&str, &str, &str) {
+    (resource.info().singular, resource.namespace(), resource.name())
 }
 
 async fn hosts(read: &mut dyn Transaction) -> Result<Vec<HostRow>, StoreError> {
