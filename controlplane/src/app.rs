@@ -1,15 +1,28 @@
 //! What every request handler of the control plane shares. Made once by `run.rs`, never changed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::TrustDomain;
+use rustls::server::ResolvesServerCert;
+use tokio::sync::watch;
 
+use crate::grpc::Agents;
+use crate::issuer::Issuer;
+use crate::snapshot::Published;
 use crate::store::Store;
 
 /// The parts of one running control plane.
 pub struct App {
     pub store: Store,
     pub trust_domain: TrustDomain,
+    pub issuer: Issuer,
+    /// What agents are told, of the newest revision.
+    pub published: watch::Receiver<Arc<Published>>,
+    /// Streams to this replica.
+    pub agents: Agents,
+    /// Of both listeners; from [`Issuer::server_tls`].
+    pub server_certificate: Arc<dyn ResolvesServerCert>,
     pub settings: Settings,
 }
 

@@ -5,9 +5,11 @@
 
 pub mod app;
 mod audit;
+pub mod grpc;
 pub mod issuer;
 pub mod registry;
 pub mod resources;
+pub mod snapshot;
 pub mod store;
 
 #[cfg(test)]
