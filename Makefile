@@ -3,6 +3,7 @@
 #   make demo          three hosts, one control plane, every promise checked on real traffic
 #   make demo KEEP=1   the same, left up to look around; `make demo-clean` takes it down
 #   make test          everything: format, lints, house rules, unit, store, end-to-end, sizes
+#   make vm            the service on booted Debian machines (the first run makes their root: two minutes)
 #   make build         both programs, quick to build      make release   as they ship
 
 SHELL := /bin/bash -o pipefail
@@ -11,7 +12,7 @@ DEBUG := target/$(TARGET)/debug
 RELEASE := target/$(TARGET)/release
 CARGO_FLAGS ?= --locked
 
-.PHONY: demo demo-clean test build release tools lint unit e2e sizes clean-fuzz
+.PHONY: demo demo-clean test build release tools lint unit e2e vm sizes clean-fuzz
 
 demo: tools
 	cargo build $(CARGO_FLAGS) --workspace --bins
@@ -49,6 +50,11 @@ unit:
 e2e:
 	cargo build $(CARGO_FLAGS) --workspace --bins
 	cargo test $(CARGO_FLAGS) --workspace --test e2e -- --test-threads 2
+
+# The agent as a service of booted machines: systemd, journald, resolved, units, reboots.
+vm: tools
+	cargo build $(CARGO_FLAGS) --workspace --bins
+	cargo test $(CARGO_FLAGS) --workspace --test vm -- --test-threads 2
 
 # The promises about size, on the programs as they ship.
 sizes: release

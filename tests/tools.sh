@@ -12,6 +12,8 @@ need curl curl
 need dig dnsutils
 need nc netcat-openbsd
 need cc build-essential
+need debootstrap debootstrap
+need systemd-nspawn systemd-container
 [ -n "$(ls -d /usr/lib/postgresql/*/bin/initdb 2>/dev/null)" ] || missing="$missing postgresql"
 rustup component list --installed 2>/dev/null | grep -q rustfmt || command -v rustfmt >/dev/null 2>&1 || rustup component add rustfmt clippy
 [ -z "$missing" ] && exit 0

@@ -75,6 +75,13 @@ impl Estate {
 
     /// A running control plane on the store whose URL `store` makes of the estate's folder.
     pub fn start_on(store: impl FnOnce(&Path) -> String) -> Result<Self> {
+        let mut estate = Self::prepare(store)?;
+        estate.start_control_plane()?;
+        Ok(estate)
+    }
+
+    /// The network and its resolver; the control plane is started later.
+    pub fn prepare(store: impl FnOnce(&Path) -> String) -> Result<Self> {
         require_root()?;
         let folder = tempfile::Builder::new().prefix("tombolo-estate-").tempdir()?;
         let prefix = format!("tmb{}-{}", std::process::id(), ESTATES.fetch_add(1, Ordering::Relaxed));
@@ -88,10 +95,7 @@ impl Estate {
         let store = store(folder.path());
         let hosts_made = AtomicU32::new(0);
         let (control_plane, programs) = (None, None);
-        let mut estate =
-            Self { hosts_made, prefix, control_plane, _resolver: resolver, switch, store, programs, folder };
-        estate.start_control_plane()?;
-        Ok(estate)
+        Ok(Self { hosts_made, prefix, control_plane, _resolver: resolver, switch, store, programs, folder })
     }
 
     /// Hosts made from here on run `tombolo` from another folder, such as the release build's.

@@ -8,6 +8,7 @@ pub mod capture;
 pub mod daemon;
 pub mod estate;
 pub mod fleet;
+pub mod machine;
 pub mod netns;
 pub mod postgres;
 pub mod resolver;
@@ -16,5 +17,6 @@ pub mod wait;
 
 pub use daemon::Daemon;
 pub use estate::{Estate, Host, HostSpec};
+pub use machine::Machine;
 pub use netns::{Namespace, Output};
 pub use wait::{wait_until, within};

@@ -1,0 +1,316 @@
+//! A host of an estate with a system of its own: Debian booted under systemd-nspawn in the host's
+//! network namespace, with real systemd, journald, networkd, resolved and its own cgroup tree.
+//!
+//! The root is an overlay that only the machine's own mount namespace sees, so that nothing is left
+//! mounted however it ends; every process of it is in one cgroup, which is killed and removed on
+//! drop. Kernel and clock are this machine's. Applications run as units ([`Machine::start_unit`]).
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::daemon::Daemon;
+use crate::estate::{CONTROL_PLANE, Estate, Host, HostSpec, program};
+use crate::netns::{Output, finish};
+use crate::wait::{wait_until, within};
+
+mod cgroup;
+mod root;
+
+use cgroup::Cgroup;
+pub use root::Release;
+
+/// One booted machine, ended and removed on drop.
+pub struct Machine {
+    root: PathBuf,
+    /// `None` while it is switched off.
+    running: Option<Running>,
+    host: Host,
+}
+
+/// One life of a machine, from boot to power-off.
+struct Running {
+    nspawn: Daemon,
+    /// systemd: the machine's process 1, by its number out here.
+    leader: u32,
+    cgroup: Cgroup,
+}
+
+impl Machine {
+    /// Boots Debian 12 with `tombolo` installed, neither joined nor started.
+    pub fn boot(estate: &Estate, name: &str) -> Result<Self> {
+        Self::boot_release(estate, name, Release::Bookworm)
+    }
+
+    pub fn boot_release(estate: &Estate, name: &str, release: Release) -> Result<Self> {
+        let root = root::root(release)?;
+        let host = estate.add_host(name, &HostSpec::default())?;
+        let mut machine = Self { root, running: None, host };
+        for folder in ["upper", "work", "root"] {
+            fs::create_dir(machine.host.folder().join(folder))?;
+        }
+        machine.install()?;
+        machine.power_on()?;
+        Ok(machine)
+    }
+
+    /// What an installer and a package would have put there.
+    fn install(&self) -> Result<()> {
+        let id: String = (0..16).map(|_| format!("{:02x}", rand::random::<u8>())).collect();
+        self.write("/etc/machine-id", &format!("{id}\n"))?;
+        self.write("/etc/hostname", &format!("{}\n", self.host.name()))?;
+        let (v4, v6) = (self.host.address(), self.host.address6());
+        self.write(
+            "/etc/systemd/network/eth0.network",
+            &format!("[Match]\nName=eth0\n[Network]\nAddress={v4}/24\nAddress={v6}/64\nDNS={CONTROL_PLANE}\n"),
+        )?;
+        let wants = self.path("/etc/systemd/system/multi-user.target.wants")?;
+        fs::create_dir_all(&wants)?;
+        let networkd = "systemd-networkd.service";
+        std::os::unix::fs::symlink(format!("/lib/systemd/system/{networkd}"), wants.join(networkd))?;
+        for entry in fs::read_dir(workspace().join("systemd")).into_iter().flatten() {
+            let from = entry?.path();
+            let name = from.file_name().context("a file has a name")?.to_string_lossy().into_owned();
+            self.write(&format!("/usr/lib/systemd/system/{name}"), &fs::read_to_string(&from)?)?;
+        }
+        Ok(())
+    }
+
+    /// Boots, and waits until every unit of the boot has started.
+    pub fn power_on(&mut self) -> Result<()> {
+        ensure!(self.running.is_none(), "{} is on already", self.host.name());
+        let cgroup = Cgroup::create(&format!("tombolo-{}", self.host.namespace().name()))?;
+        let nspawn = Daemon::start("systemd-nspawn", self.launch(&cgroup)?, &self.console())?;
+        let mut running = Running { nspawn, leader: 0, cgroup };
+        running.leader = within(BOOT, "systemd-nspawn has started systemd", || {
+            let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", running.nspawn.pid()));
+            let first = children.unwrap_or_default().split_whitespace().find_map(|pid| pid.parse().ok());
+            let console = || fs::read_to_string(self.console()).unwrap_or_default();
+            first.filter(|pid| is_init(*pid)).ok_or_else(console)
+        });
+        self.running = Some(running);
+        within(BOOT, &format!("{} has booted", self.host.name()), || {
+            let state = self.run("systemctl", &["is-system-running", "--wait"]).map_err(|error| error.to_string())?;
+            match state.stdout.trim() {
+                "running" => Ok(()),
+                "degraded" => Err(self
+                    .shell("systemctl --failed; journalctl -b -p err")
+                    .map(|said| said.stdout)
+                    .unwrap_or_default()),
+                _ => Err(format!("{state:?}")),
+            }
+        });
+        Ok(())
+    }
+
+    /// The whole line that boots it. `--keep-unit --register=no`: this may run where no systemd does.
+    fn launch(&self, cgroup: &Cgroup) -> Result<Command> {
+        let mut command = Command::new("setpriv");
+        // Whatever ends the test switches its machines off: on SIGTERM nspawn does so in order, killed
+        // itself it would leave them running.
+        command.args(["--pdeathsig", "TERM", "unshare", "--mount", "--propagation", "slave"]);
+        command.args(["sh", "-euc", LAUNCH, "launch"]).arg(cgroup.path()).arg(&self.root).arg(self.host.folder());
+        command.args(["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--console=pipe"]);
+        command.args(["--resolv-conf=off", "--timezone=off", "--link-journal=no", "--capability=CAP_NET_ADMIN"]);
+        let name = self.host.namespace().name();
+        command.arg(format!("--machine={name}")).arg(format!("--hostname={}", self.host.name()));
+        command.arg(format!("--network-namespace-path=/run/netns/{name}"));
+        for ours in ["tombolo", "testhost"] {
+            command.arg(format!("--bind-ro={}:/usr/bin/{ours}", program(ours)?.display()));
+        }
+        command.arg("--directory").arg(self.host.folder().join("root")).env_clear().env("PATH", PATH);
+        command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1").env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network");
+        Ok(command)
+    }
+
+    /// Shuts down in order, as its operator would.
+    pub fn power_off(&mut self) -> Result<()> {
+        self.shut_down("poweroff")
+    }
+
+    /// Shuts down in order and boots again: nspawn leaves the second half to whoever started it.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.shut_down("reboot")?;
+        self.power_on()
+    }
+
+    fn shut_down(&mut self, verb: &str) -> Result<()> {
+        self.run("systemctl", &[verb])?;
+        let mut running = self.running.take().context("it is off")?;
+        let what = format!("{} has shut down", self.host.name());
+        within(BOOT, &what, || if running.nspawn.running() { Err("it runs") } else { Ok(()) });
+        Ok(())
+    }
+
+    /// The power cord pulled out.
+    pub fn cut_power(&mut self) {
+        self.running = None;
+    }
+
+    pub fn name(&self) -> &str {
+        self.host.name()
+    }
+
+    /// The host it is: its addresses and its namespace, seen from outside.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    fn console(&self) -> PathBuf {
+        self.host.folder().join("console.log")
+    }
+
+    /// A file of the machine as seen from here. Do not follow the machine's absolute links with it.
+    pub fn path(&self, inside: &str) -> Result<PathBuf> {
+        let top = match &self.running {
+            Some(running) => PathBuf::from(format!("/proc/{}/root", running.leader)),
+            None => self.host.folder().join("upper"),
+        };
+        Ok(top.join(inside.strip_prefix('/').context("say it from the root")?))
+    }
+
+    /// Writes a file, for everybody to read, with the folders it needs.
+    pub fn write(&self, inside: &str, text: &str) -> Result<()> {
+        let path = self.path(inside)?;
+        fs::create_dir_all(path.parent().context("a file is in a folder")?)?;
+        fs::write(&path, text).with_context(|| format!("cannot write {inside} on {}", self.host.name()))?;
+        Ok(fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?)
+    }
+
+    /// A command that will run inside as root, as from a shell there.
+    pub fn command(&self, program: &str) -> Result<Command> {
+        let running = self.running.as_ref().with_context(|| format!("{} is switched off", self.host.name()))?;
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &running.leader.to_string(), "--all", program]).stdin(Stdio::null());
+        command.env_clear().env("PATH", PATH).env("HOME", "/root").env("LANG", "C.UTF-8");
+        Ok(command)
+    }
+
+    /// Runs to the end.
+    pub fn run(&self, program: &str, args: &[&str]) -> Result<Output> {
+        let mut command = self.command(program)?;
+        command.args(args);
+        finish(command, COMMAND_LIMIT)
+    }
+
+    /// The same, and it must succeed; answers its standard output.
+    pub fn run_ok(&self, program: &str, args: &[&str]) -> Result<String> {
+        let output = self.run(program, args)?;
+        let (line, code) = (format!("{program} {}", args.join(" ")), output.code);
+        let said = format!("{}{}", output.stdout, output.stderr);
+        ensure!(output.ok(), "`{line}` on {} ended with {code}: {}", self.host.name(), said.trim());
+        Ok(output.stdout)
+    }
+
+    /// Runs a line of shell.
+    pub fn shell(&self, line: &str) -> Result<Output> {
+        self.run("sh", &["-c", line])
+    }
+
+    /// `tombolo` there, which must succeed.
+    pub fn tombolo_ok(&self, args: &[&str]) -> Result<String> {
+        self.run_ok("tombolo", args)
+    }
+
+    /// `curl` there.
+    pub fn curl(&self, url: &str) -> Result<Output> {
+        self.run("curl", &["-sS", "--max-time", "10", url])
+    }
+
+    /// Joins with a fresh token.
+    pub fn join(&self, estate: &Estate, groups: &[&str]) -> Result<()> {
+        let groups: Vec<String> = groups.iter().map(|group| (*group).to_owned()).collect();
+        let words = estate.join_arguments(&groups)?;
+        let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let address = self.host.address().to_string();
+        words.extend(["--name", self.host.name(), "--advertise", &address]);
+        self.tombolo_ok(&words).map(|_| ())
+    }
+
+    /// Starts the agent as its package says; systemd comes back when it is ready.
+    pub fn start_agent(&self) -> Result<()> {
+        self.run_ok("systemctl", &["start", AGENT]).map(|_| ()).map_err(|error| {
+            let journal = self.journal(AGENT).unwrap_or_default();
+            error.context(crate::estate::last_lines(&journal, 30))
+        })
+    }
+
+    /// The agent's status as JSON.
+    pub fn status(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::from_str(&self.tombolo_ok(&["status", "-o", "json"])?)?)
+    }
+
+    /// Writes a unit that runs `exec` and starts it.
+    pub fn start_unit(&self, name: &str, exec: &str) -> Result<()> {
+        self.write(&format!("/etc/systemd/system/{name}.service"), &format!("[Service]\nExecStart={exec}\n"))?;
+        self.run_ok("systemctl", &["daemon-reload"])?;
+        self.run_ok("systemctl", &["start", name]).map(|_| ())
+    }
+
+    /// One property of a unit, as `systemctl show` says it.
+    pub fn property(&self, unit: &str, property: &str) -> Result<String> {
+        let said = self.run_ok("systemctl", &["show", "--value", "-p", property, unit])?;
+        Ok(said.trim().to_owned())
+    }
+
+    /// The messages of a unit since the boot, oldest first.
+    pub fn journal(&self, unit: &str) -> Result<String> {
+        self.run_ok("journalctl", &["-b", "-o", "cat", "--no-pager", "-u", unit])
+    }
+
+    /// Waits until curl there gets an answer; answers the body.
+    pub fn wait_answers(&self, url: &str) -> String {
+        wait_until(&format!("{url} answers {}", self.host.name()), || {
+            let output = self.curl(url).map_err(|error| error.to_string())?;
+            if output.ok() { Ok(output.stdout) } else { Err(output.stderr) }
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Err(error) = self.cgroup.kill() {
+            eprintln!("left behind: a machine in {}: {error:#}", self.cgroup.path().display());
+        }
+    }
+}
+
+/// Whether a process is process 1 of a process namespace below ours (proc(5), NSpid).
+fn is_init(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    let numbers: Vec<&str> = numbers.split_whitespace().collect();
+    numbers.len() > 1 && numbers.last() == Some(&"1") && status.starts_with("Name:\tsystemd\n")
+}
+
+/// The folder of the sources.
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The agent's unit.
+pub const AGENT: &str = "tombolo-agent.service";
+
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A boot takes less than a second, on a busy machine five.
+const BOOT: Duration = Duration::from_secs(60);
+
+/// systemd's own limit for a start is 90 s.
+const COMMAND_LIMIT: Duration = Duration::from_secs(100);
+
+/// Runs in a mount namespace of its own: into the cgroup, put the root together, become the rest of
+/// the line. nspawn removes its folder only from a tmpfs, and two machines must not share it.
+const LAUNCH: &str = r#"
+cgroup=$1 base=$2 folder=$3
+shift 3
+echo $$ > "$cgroup/cgroup.procs"
+mkdir -p /run/systemd/nspawn
+mount -t tmpfs tmpfs /run/systemd/nspawn
+mount -t overlay overlay -o "lowerdir=$base,upperdir=$folder/upper,workdir=$folder/work" "$folder/root"
+exec "$@"
+"#;

@@ -1,0 +1,5 @@
+//! Machines: Debian with its real systemd, on which the agent is a service as any other.
+//! Needs root and a Debian mirror for the first run; without them every test says so and fails, so
+//! that nothing passes by not running.
+
+mod machine;
