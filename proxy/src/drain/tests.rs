@@ -1,0 +1,38 @@
+//! Draining as a listener and its program see it.
+use super::*;
+
+#[tokio::test]
+async fn a_drain_waits_for_work_and_forces_at_the_deadline() {
+    let cases = [(Duration::from_millis(20), Drained::Finished), (Duration::from_secs(600), Drained::Forced)];
+    for (work, expected) in cases {
+        let (trigger, watch) = channel();
+        let tasks = Tasks::new();
+        tasks.spawn(tokio::time::sleep(work));
+        let listener = tokio::spawn(async move {
+            watch.signaled().await;
+            tasks.finish(&watch).await;
+            tasks.len()
+        });
+        assert_eq!(trigger.drain(Duration::from_millis(500)).await, expected, "{work:?}");
+        assert_eq!(listener.await.expect("the listener does not panic"), 0, "{work:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_kept_watch_does_not_hang_the_program() {
+    let (trigger, watch) = channel();
+    assert!(!watch.is_signaled());
+    assert_eq!(trigger.drain(Duration::from_millis(10)).await, Drained::Forced);
+    assert!(watch.is_signaled());
+}
+
+#[tokio::test]
+async fn a_task_that_panics_leaves_the_list() {
+    let (trigger, watch) = channel();
+    let tasks = Tasks::new();
+    tasks.spawn(async { panic!("on purpose") });
+    tasks.finish(&watch).await;
+    assert!(tasks.is_empty());
+    drop(trigger);
+    watch.forced().await;
+}

@@ -1,0 +1,331 @@
+//! Connections to peers, shared by all streams with the same source, expected identities and address.
+//!
+//! `outbound/connection.rs` asks for a stream. Rules (wire/hbone.md §1.6): one connection being made
+//! per key, a bounded number of streams on each, closed when unused, left when the peer says GOAWAY or
+//! dies, and left for a new one when our certificates or roots have changed.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use h2::client::{Connection, SendRequest};
+use identity::{Bundles, Credentials, Svid};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
+use tracing::debug;
+
+use crate::config::{HboneConfig, SocketConfig};
+use crate::drain::Tasks;
+use crate::hbone::client::{self, Connect, Key, Opened, TunnelError};
+use crate::hbone::keepalive::Keepalive;
+use crate::metrics::{Label, Metrics};
+
+/// The pool. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Pool(Arc<Shared>);
+
+struct Shared {
+    hbone: HboneConfig,
+    sockets: SocketConfig,
+    connect_timeout: Duration,
+    credentials: Credentials,
+    metrics: Metrics,
+    tasks: Tasks,
+    slots: Mutex<Slots>,
+}
+
+#[derive(Default)]
+struct Slots {
+    by_key: HashMap<Key, Slot>,
+    next: u64,
+    /// No connection is kept any more.
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Slot {
+    /// Those that may take streams, oldest first.
+    live: Vec<Arc<Tunnel>>,
+    connecting: Option<Connecting>,
+}
+
+/// The outcome of the connection that is being made; `None` while it is.
+type Connecting = watch::Receiver<Option<Result<(), Arc<TunnelError>>>>;
+
+/// One connection to a peer.
+struct Tunnel {
+    id: u64,
+    send: SendRequest<Bytes>,
+    usage: Arc<Usage>,
+    proof: Proof,
+}
+
+/// With what a connection was made: when either has changed, new streams want a new connection.
+struct Proof {
+    svid: Option<Arc<Svid>>,
+    bundles: Arc<Bundles>,
+}
+
+/// How many streams a connection has.
+struct Usage {
+    streams: AtomicUsize,
+    last_used: Mutex<Instant>,
+}
+
+/// The place of one stream on a connection; dropping it frees the place.
+pub(crate) struct Lease {
+    usage: Arc<Usage>,
+}
+
+/// A place, and the connection it is on.
+struct Leased {
+    lease: Lease,
+    id: u64,
+    send: SendRequest<Bytes>,
+    /// The connection had been used before.
+    reused: bool,
+}
+
+impl Pool {
+    pub(crate) fn new(
+        hbone: HboneConfig,
+        sockets: SocketConfig,
+        connect_timeout: Duration,
+        credentials: Credentials,
+        metrics: Metrics,
+    ) -> Self {
+        let (tasks, slots) = (Tasks::new(), Mutex::default());
+        Self(Arc::new(Shared { hbone, sockets, connect_timeout, credentials, metrics, tasks, slots }))
+    }
+
+    /// A stream to `key.to` for which the peer has said 200. No byte of the application has been sent
+    /// before, so a connection that turns out to be dead is left for a new one.
+    pub(crate) async fn open(&self, key: &Key, connect: &Connect) -> Result<(Opened, Lease), Arc<TunnelError>> {
+        loop {
+            let Leased { lease, id, send, reused } = self.lease(key).await?;
+            let limit = self.0.connect_timeout;
+            let error = match timeout(limit, client::open(key.to, send, connect)).await {
+                Ok(Ok(opened)) => return Ok((opened, lease)),
+                Ok(Err(error)) => error,
+                Err(_) => TunnelError::TimedOut { to: key.to, limit },
+            };
+            match &error {
+                TunnelError::Tcp { .. } | TunnelError::Tls { .. } | TunnelError::Http2 { .. } => {
+                    debug!(dst.hbone_addr = %key.to, error = %telemetry::Chain(&error), reused, "left a connection");
+                    self.retire(key, id);
+                    if reused {
+                        continue;
+                    }
+                }
+                // Perhaps the peer is gone without a word; streams on it live until keepalive knows.
+                TunnelError::TimedOut { .. } => self.retire(key, id),
+                TunnelError::OwnCertificateExpired { .. }
+                | TunnelError::Configuration { .. }
+                | TunnelError::Header { .. }
+                | TunnelError::Refused { .. }
+                | TunnelError::Draining => {}
+            }
+            return Err(Arc::new(error));
+        }
+    }
+
+    /// No connection takes new streams; each closes when its last stream ends.
+    pub(crate) fn close(&self) {
+        let mut slots = self.slots();
+        slots.closed = true;
+        slots.by_key.clear();
+    }
+
+    /// The tasks that drive the connections.
+    pub(crate) fn tasks(&self) -> &Tasks {
+        &self.0.tasks
+    }
+
+    /// Waits for a place on a connection of `key`.
+    async fn lease(&self, key: &Key) -> Result<Leased, Arc<TunnelError>> {
+        let mut reused = true;
+        loop {
+            let mut connecting = match self.find(key, reused)? {
+                Ok(leased) => return Ok(leased),
+                Err(connecting) => connecting,
+            };
+            reused = false;
+            // The sender is dropped without an outcome when its task is ended by force.
+            let outcome = connecting.wait_for(Option::is_some).await.map_or(None, |outcome| outcome.clone());
+            outcome.unwrap_or_else(|| Err(Arc::new(TunnelError::Draining)))?;
+        }
+    }
+
+    /// A place if there is one; else the connection that is being made, started if need be.
+    fn find(&self, key: &Key, reused: bool) -> Result<Result<Leased, Connecting>, Arc<TunnelError>> {
+        let proof = self.proof(key);
+        let mut slots = self.slots();
+        if slots.closed {
+            return Err(Arc::new(TunnelError::Draining));
+        }
+        let id = slots.next;
+        // The key is copied only for its first connection.
+        if !slots.by_key.contains_key(key) {
+            slots.by_key.insert(key.clone(), Slot::default());
+        }
+        let Some(slot) = slots.by_key.get_mut(key) else { return Err(Arc::new(TunnelError::Draining)) };
+        slot.live.retain(|tunnel| tunnel.proof.is(&proof));
+        let place = slot.live.iter().find_map(|tunnel| tunnel.lease(self.0.hbone.pool_max_streams, reused));
+        if let Some(leased) = place {
+            return Ok(Ok(leased));
+        }
+        // A connecting task that was ended by force or by a panic left no outcome.
+        if let Some(connecting) = slot.connecting.as_ref().filter(|connecting| connecting.has_changed().is_ok()) {
+            return Ok(Err(connecting.clone()));
+        }
+        let (outcome, connecting) = watch::channel(None);
+        slot.connecting = Some(connecting.clone());
+        slots.next += 1;
+        drop(slots);
+        self.0.tasks.spawn(self.clone().make(key.clone(), id, proof, outcome));
+        Ok(Err(connecting))
+    }
+
+    /// Makes one connection, tells who waits for it, and drives it to its end.
+    async fn make(self, key: Key, id: u64, proof: Proof, outcome: watch::Sender<Option<Result<(), Arc<TunnelError>>>>) {
+        let made = Box::pin(self.establish(&key)).await;
+        let result = if made.is_ok() { "ok" } else { "failed" };
+        self.0.metrics.tunnels_made.get_or_create(&Label("result", result)).inc();
+        match made {
+            Err(error) => {
+                self.forget_connecting(&key);
+                outcome.send_replace(Some(Err(Arc::new(error))));
+            }
+            Ok((send, connection)) => {
+                let usage = Arc::new(Usage { streams: AtomicUsize::new(0), last_used: Mutex::new(Instant::now()) });
+                let tunnel = Tunnel { id, send, usage: usage.clone(), proof };
+                self.keep(&key, tunnel);
+                outcome.send_replace(Some(Ok(())));
+                drop(outcome);
+                self.drive(key, id, connection, &usage).await;
+            }
+        }
+    }
+
+    async fn establish(&self, key: &Key) -> Result<client::Established, TunnelError> {
+        let shared = &self.0;
+        let expired = |svid: Arc<Svid>| svid.not_after() < SystemTime::now();
+        if shared.credentials.svid(&key.source).is_some_and(expired) {
+            return Err(TunnelError::OwnCertificateExpired { identity: key.source.clone() });
+        }
+        let limit = shared.connect_timeout;
+        let established = client::establish(key, &shared.credentials, &shared.hbone, &shared.sockets);
+        let timed_out = |_| TunnelError::TimedOut { to: key.to, limit };
+        timeout(limit, established).await.map_err(timed_out)?
+    }
+
+    fn proof(&self, key: &Key) -> Proof {
+        Proof { svid: self.0.credentials.svid(&key.source), bundles: self.0.credentials.bundles() }
+    }
+
+    fn keep(&self, key: &Key, tunnel: Tunnel) {
+        let mut slots = self.slots();
+        if let Some(slot) = slots.by_key.get_mut(key) {
+            slot.connecting = None;
+            slot.live.push(Arc::new(tunnel));
+        }
+    }
+
+    fn forget_connecting(&self, key: &Key) {
+        let mut slots = self.slots();
+        if let Some(slot) = slots.by_key.get_mut(key) {
+            slot.connecting = None;
+            if slot.live.is_empty() {
+                slots.by_key.remove(key);
+            }
+        }
+    }
+
+    /// The connection takes no new streams. It closes, with GOAWAY, when its last stream has ended,
+    /// because the pool held the last handle for requests.
+    fn retire(&self, key: &Key, id: u64) {
+        let mut slots = self.slots();
+        if let Some(slot) = slots.by_key.get_mut(key) {
+            slot.live.retain(|tunnel| tunnel.id != id);
+            if slot.live.is_empty() && slot.connecting.is_none() {
+                slots.by_key.remove(key);
+            }
+        }
+    }
+
+    async fn drive(&self, key: Key, id: u64, mut connection: Connection<TlsStream<TcpStream>, Bytes>, usage: &Usage) {
+        self.0.metrics.tunnels.inc();
+        let mut keepalive = connection.ping_pong().map(|ping_pong| Keepalive::new(ping_pong, &self.0.hbone));
+        let unused_timeout = self.0.hbone.pool_unused_timeout;
+        let why = poll_fn(|cx| {
+            if let Poll::Ready(result) = std::pin::Pin::new(&mut connection).poll(cx) {
+                return Poll::Ready(result.err().map_or("closed".to_owned(), |error| error.to_string()));
+            }
+            if keepalive.as_mut().is_some_and(|keepalive| keepalive.poll(cx).is_ready()) {
+                return Poll::Ready("no answer to PING".to_owned());
+            }
+            // The keepalive timer brings the task here often enough.
+            if usage.unused_for().is_some_and(|unused| unused > unused_timeout) {
+                self.retire(&key, id);
+            }
+            Poll::Pending
+        })
+        .await;
+        self.retire(&key, id);
+        self.0.metrics.tunnels.dec();
+        debug!(dst.hbone_addr = %key.to, src.identity = %key.source, error = why, "a connection to a peer ended");
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        // Nothing that can panic runs under this lock; a poisoned one is still whole.
+        self.0.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Proof {
+    fn is(&self, other: &Self) -> bool {
+        let same_svid = match (&self.svid, &other.svid) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        same_svid && Arc::ptr_eq(&self.bundles, &other.bundles)
+    }
+}
+
+impl Tunnel {
+    /// A place for a stream, if there is one. Only called under the pool's lock.
+    fn lease(&self, max_streams: usize, reused: bool) -> Option<Leased> {
+        // A peer that allows none would make us connect for ever; the stream waits for it instead.
+        let limit = max_streams.min(self.send.current_max_send_streams()).max(1);
+        if self.usage.streams.load(Ordering::Relaxed) >= limit {
+            return None;
+        }
+        self.usage.streams.fetch_add(1, Ordering::Relaxed);
+        let lease = Lease { usage: self.usage.clone() };
+        Some(Leased { lease, id: self.id, send: self.send.clone(), reused })
+    }
+}
+
+impl Usage {
+    /// For how long there has been no stream; `None` while there is one.
+    fn unused_for(&self) -> Option<Duration> {
+        if self.streams.load(Ordering::Relaxed) > 0 {
+            return None;
+        }
+        Some(self.last_used.lock().unwrap_or_else(PoisonError::into_inner).elapsed())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        *self.usage.last_used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.usage.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,393 @@
+//! Moves the bytes of one connection, both ways, until both ways have ended.
+//!
+//! Called by `outbound/connection.rs` and `inbound/*` after everything that can be refused has been
+//! decided. One task moves both directions; an idle connection holds no buffer. It keeps what TCP
+//! means: an end in one direction is passed on and the other goes on, a reset resets the other side.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::task::AtomicWaker;
+use h2::{Reason, RecvStream, SendStream};
+use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::net::socket::reset_on_close;
+
+/// One end of a relayed connection.
+pub(crate) enum End {
+    Tcp(TcpStream),
+    Tunnel { send: SendStream<Bytes>, recv: RecvStream },
+}
+
+/// What one connection has moved so far, and whether it has to stop. Shared with whoever shows or
+/// ends connections.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    /// Bytes from the client to the upstream (Istio's "received").
+    received: AtomicU64,
+    /// Bytes from the upstream to the client (Istio's "sent").
+    sent: AtomicU64,
+    received_counted: AtomicU64,
+    sent_counted: AtomicU64,
+    stopped: OnceLock<String>,
+    waker: AtomicWaker,
+}
+
+/// Why bytes stopped moving before both sides had ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CopyError {
+    #[error("the client broke the connection")]
+    Client {
+        #[source]
+        source: io::Error,
+    },
+    #[error("the upstream broke the connection")]
+    Upstream {
+        #[source]
+        source: io::Error,
+    },
+    #[error("closed due to policy change: {reason}")]
+    Stopped { reason: String },
+    #[error("nothing moved for {limit:?}")]
+    Idle { limit: Duration },
+}
+
+/// Relays until both directions have ended. Dropping the future resets both ends, so that a cut
+/// connection is not taken for one that ended.
+pub(crate) async fn copy_both_ways(
+    client: End,
+    upstream: End,
+    traffic: &Traffic,
+    idle_timeout: Option<Duration>,
+) -> Result<(), CopyError> {
+    let idle = idle_timeout.map(Idle::new);
+    let mut relay = Relay { client, upstream, request: Flow::new(), response: Flow::new(), idle, whole: false };
+    poll_fn(|cx| relay.poll(cx, traffic)).await
+}
+
+struct Relay {
+    client: End,
+    upstream: End,
+    request: Flow,
+    response: Flow,
+    idle: Option<Idle>,
+    /// Both directions ended as their senders wanted.
+    whole: bool,
+}
+
+/// One direction.
+struct Flow {
+    /// Read and not yet written.
+    chunk: Bytes,
+    /// Room for the next read; given back while nothing comes.
+    room: BytesMut,
+    read_bytes: usize,
+    state: FlowState,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FlowState {
+    Moving,
+    /// The sender has ended; the receiver is to be told.
+    Ending,
+    Ended,
+}
+
+/// Which end failed.
+enum Broken {
+    From(io::Error),
+    To(io::Error),
+}
+
+struct Idle {
+    limit: Duration,
+    timer: Pin<Box<Sleep>>,
+    moved_before: u64,
+}
+
+impl Traffic {
+    pub(crate) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Received and sent bytes that no earlier call has returned.
+    pub(crate) fn take_uncounted(&self) -> (u64, u64) {
+        let taken = |now: u64, counted: &AtomicU64| now.saturating_sub(counted.fetch_max(now, Ordering::Relaxed));
+        (taken(self.received(), &self.received_counted), taken(self.sent(), &self.sent_counted))
+    }
+
+    /// Ends the connection from outside; the first reason counts.
+    pub(crate) fn stop(&self, reason: String) {
+        if self.stopped.set(reason).is_ok() {
+            self.waker.wake();
+        }
+    }
+
+    /// Why the connection has to end, if it has to.
+    pub(crate) fn stopped(&self) -> Option<&str> {
+        self.stopped.get().map(String::as_str)
+    }
+
+    fn poll_stopped(&self, cx: &Context<'_>) -> Poll<CopyError> {
+        self.waker.register(cx.waker());
+        match self.stopped.get() {
+            Some(reason) => Poll::Ready(CopyError::Stopped { reason: reason.clone() }),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Relay {
+    fn poll(&mut self, cx: &mut Context<'_>, traffic: &Traffic) -> Poll<Result<(), CopyError>> {
+        if let Poll::Ready(error) = traffic.poll_stopped(cx) {
+            return Poll::Ready(Err(error));
+        }
+        let request = self.request.poll(cx, &mut self.client, &mut self.upstream, &traffic.received);
+        if let Poll::Ready(Err(broken)) = request {
+            return Poll::Ready(Err(self.broken(broken, true)));
+        }
+        let response = self.response.poll(cx, &mut self.upstream, &mut self.client, &traffic.sent);
+        if let Poll::Ready(Err(broken)) = response {
+            return Poll::Ready(Err(self.broken(broken, false)));
+        }
+        if request.is_ready() && response.is_ready() {
+            self.whole = true;
+            return Poll::Ready(Ok(()));
+        }
+        // While a direction waits for its TCP side nothing else would notice a reset of the stream.
+        if let Poll::Ready(source) = self.upstream.poll_reset(cx) {
+            return Poll::Ready(Err(self.broken(Broken::To(source), true)));
+        }
+        if let Poll::Ready(source) = self.client.poll_reset(cx) {
+            return Poll::Ready(Err(self.broken(Broken::From(source), true)));
+        }
+        match &mut self.idle {
+            Some(idle) => idle.poll(cx, traffic).map(Err),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Names the end that failed and resets the other, as RFC 9113 §8.5 asks of a CONNECT proxy.
+    fn broken(&mut self, broken: Broken, request: bool) -> CopyError {
+        let (of_client, source) = match broken {
+            Broken::From(source) => (request, source),
+            Broken::To(source) => (!request, source),
+        };
+        if of_client {
+            self.upstream.reset(Reason::CONNECT_ERROR);
+            CopyError::Client { source }
+        } else {
+            self.client.reset(Reason::CONNECT_ERROR);
+            CopyError::Upstream { source }
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if !self.whole {
+            self.client.reset(Reason::CANCEL);
+            self.upstream.reset(Reason::CANCEL);
+        }
+    }
+}
+
+impl Flow {
+    fn new() -> Self {
+        Self { chunk: Bytes::new(), room: BytesMut::new(), read_bytes: SMALL_READ_BYTES, state: FlowState::Moving }
+    }
+
+    /// Moves what can be moved; ready when this direction has ended.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut End,
+        to: &mut End,
+        moved: &AtomicU64,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            if !self.chunk.is_empty() {
+                let n = ready!(to.poll_write(cx, &mut self.chunk)).map_err(Broken::To)?;
+                moved.fetch_add(n as u64, Ordering::Relaxed);
+                from.written(n);
+                continue;
+            }
+            match self.state {
+                FlowState::Moving => match ready!(self.poll_read(cx, from)).map_err(Broken::From)? {
+                    Some(chunk) => self.chunk = chunk,
+                    None => self.state = FlowState::Ending,
+                },
+                FlowState::Ending => {
+                    ready!(to.poll_end(cx)).map_err(Broken::To)?;
+                    self.room = BytesMut::new();
+                    self.state = FlowState::Ended;
+                }
+                FlowState::Ended => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    /// The next bytes, or `None` when the sender has ended.
+    fn poll_read(&mut self, cx: &mut Context<'_>, from: &mut End) -> Poll<io::Result<Option<Bytes>>> {
+        match from {
+            End::Tcp(stream) => self.poll_read_tcp(cx, stream),
+            End::Tunnel { recv, .. } => match ready!(recv.poll_data(cx)) {
+                Some(Ok(data)) => Poll::Ready(Ok(Some(data))),
+                Some(Err(error)) => Poll::Ready(Err(broken_stream(error))),
+                None => Poll::Ready(Ok(None)),
+            },
+        }
+    }
+
+    fn poll_read_tcp(&mut self, cx: &mut Context<'_>, stream: &mut TcpStream) -> Poll<io::Result<Option<Bytes>>> {
+        // Readiness first: only a connection that has something to read needs room for it.
+        if stream.poll_read_ready(cx)?.is_pending() {
+            self.room = BytesMut::new();
+            return Poll::Pending;
+        }
+        if self.room.capacity() < SMALLEST_ROOM_BYTES {
+            self.room.reserve(self.read_bytes);
+        }
+        let room = self.room.capacity();
+        let n = match pin!(stream.read_buf(&mut self.room)).poll(cx)? {
+            Poll::Ready(n) => n,
+            Poll::Pending => {
+                self.room = BytesMut::new();
+                return Poll::Pending;
+            }
+        };
+        if n == 0 {
+            return Poll::Ready(Ok(None));
+        }
+        // A read that fills its room says that more is waiting; a small one that little is coming.
+        if n == room && n >= SMALL_READ_BYTES {
+            self.read_bytes = LARGE_READ_BYTES;
+        } else if n < SMALL_READ_BYTES {
+            self.read_bytes = SMALL_READ_BYTES;
+        }
+        Poll::Ready(Ok(Some(self.room.split().freeze())))
+    }
+}
+
+impl End {
+    /// Writes a part of `chunk` and takes it off. Ready with how much it was.
+    fn poll_write(&mut self, cx: &mut Context<'_>, chunk: &mut Bytes) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(stream) => {
+                let n = ready!(Pin::new(stream).poll_write(cx, chunk))?;
+                if n == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                drop(chunk.split_to(n));
+                Poll::Ready(Ok(n))
+            }
+            Self::Tunnel { send, .. } => {
+                let n = ready!(poll_capacity(send, cx, chunk.len()))?.min(chunk.len());
+                send.send_data(chunk.split_to(n), false).map_err(broken_stream)?;
+                Poll::Ready(Ok(n))
+            }
+        }
+    }
+
+    /// Tells the other side that no more will come.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => match ready!(Pin::new(stream).poll_shutdown(cx)) {
+                // The peer has reset already; reading from it says so.
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+                result => Poll::Ready(result),
+            },
+            Self::Tunnel { send, .. } => Poll::Ready(send.send_data(Bytes::new(), true).map_err(broken_stream)),
+        }
+    }
+
+    /// `n` bytes that came from here have been passed on: the peer may send as many more.
+    fn written(&mut self, n: usize) {
+        if let Self::Tunnel { recv, .. } = self {
+            // Fails only for more than was received, which `Flow` never releases.
+            let _ = recv.flow_control().release_capacity(n);
+        }
+    }
+
+    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        match self {
+            Self::Tcp(_) => Poll::Pending,
+            Self::Tunnel { send, .. } => match ready!(send.poll_reset(cx)) {
+                Ok(reason) => Poll::Ready(broken_stream(reason.into())),
+                Err(error) => Poll::Ready(broken_stream(error)),
+            },
+        }
+    }
+
+    fn reset(&mut self, reason: Reason) {
+        match self {
+            Self::Tcp(stream) => reset_on_close(stream),
+            Self::Tunnel { send, .. } => send.send_reset(reason),
+        }
+    }
+}
+
+/// Waits until the peer and the send buffer take some of `wanted` bytes.
+fn poll_capacity(send: &mut SendStream<Bytes>, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
+    // Capacity is asked for only while there is something to send: a stream that held some while idle
+    // would take it from the others of its connection.
+    send.reserve_capacity(wanted);
+    loop {
+        match send.capacity() {
+            0 => match ready!(send.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Poll::Ready(Err(broken_stream(error))),
+                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            },
+            capacity => return Poll::Ready(Ok(capacity)),
+        }
+    }
+}
+
+fn broken_stream(error: h2::Error) -> io::Error {
+    match error.reason() {
+        _ if error.is_io() => error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()),
+        Some(_) => io::Error::new(io::ErrorKind::ConnectionReset, error),
+        None => io::Error::other(error),
+    }
+}
+
+impl Idle {
+    fn new(limit: Duration) -> Self {
+        Self { limit, timer: Box::pin(sleep(limit)), moved_before: 0 }
+    }
+
+    /// Ready when nothing moved for the whole limit. Bytes do not touch the timer: it looks at the
+    /// counters when it fires, so a connection is closed between one and two limits after its last.
+    fn poll(&mut self, cx: &mut Context<'_>, traffic: &Traffic) -> Poll<CopyError> {
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            let moved = traffic.received() + traffic.sent();
+            if moved == self.moved_before {
+                return Poll::Ready(CopyError::Idle { limit: self.limit });
+            }
+            self.moved_before = moved;
+            self.timer.as_mut().reset(Instant::now() + self.limit);
+        }
+    }
+}
+
+/// The first read of a burst: with the 9 bytes of a frame header it fills one TLS record exactly
+/// (RFC 8446 §5.1, RFC 9113 §4.1).
+const SMALL_READ_BYTES: usize = (16 << 10) - 9;
+/// Reads of a stream that keeps the reader busy: four records in one frame.
+const LARGE_READ_BYTES: usize = (64 << 10) - 9;
+/// Less room than this is not worth a read; new room is made.
+const SMALLEST_ROOM_BYTES: usize = 2 << 10;

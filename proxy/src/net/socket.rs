@@ -1,0 +1,140 @@
+//! What the kernel must be asked about sockets: original destinations, marks, transparency, keepalive.
+//!
+//! Called by the listeners and by every dial. It decides nothing: callers say which address, which
+//! mark, which source. The only file of the crate with unsafe code, for one option that no crate has.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+use crate::config::SocketConfig;
+use crate::net::addr::{OrigDst, canonical};
+
+/// Finds out where an intercepted connection was meant to go. The listeners take it as a value so
+/// that a test can bring connections to them without a rule in the kernel.
+pub trait OriginalDestination: Send + Sync + 'static {
+    /// Where the application dialled. An error or our own address means it was not intercepted.
+    fn of(&self, accepted: &TcpStream) -> io::Result<SocketAddr>;
+}
+
+/// `SO_ORIGINAL_DST`, as nftables' redirect leaves it with the accepted socket.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Redirected;
+
+impl OriginalDestination for Redirected {
+    fn of(&self, accepted: &TcpStream) -> io::Result<SocketAddr> {
+        let socket = SockRef::from(accepted);
+        let dialled = match canonical(accepted.local_addr()?) {
+            SocketAddr::V4(_) => socket.original_dst_v4()?,
+            SocketAddr::V6(_) => socket.original_dst_v6()?,
+        };
+        dialled.as_socket().ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))
+    }
+}
+
+/// How a listening socket is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Listening {
+    /// On one family, or on both for `[::]`.
+    Plain,
+    /// `IP_TRANSPARENT`, one family: may be handed connections to any address. Needs CAP_NET_ADMIN.
+    Transparent,
+}
+
+/// Binds and listens.
+pub(crate) fn listen(address: SocketAddr, kind: Listening, config: &SocketConfig) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(kind == Listening::Transparent)?;
+    }
+    if kind == Listening::Transparent {
+        set_transparent(&socket, address.is_ipv6())?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(i32::try_from(config.backlog).unwrap_or(i32::MAX))?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Options of a connection that came in.
+pub(crate) fn prepare_accepted(accepted: &TcpStream, config: &SocketConfig) {
+    prepare(&SockRef::from(accepted), config);
+}
+
+/// Dials as the agent itself. Dropping the future abandons the attempt.
+pub(crate) async fn connect(to: SocketAddr, config: &SocketConfig) -> io::Result<TcpStream> {
+    let socket = dialling(to)?;
+    mark(&SockRef::from(&socket), config.mark);
+    let stream = socket.connect(to).await?;
+    prepare(&SockRef::from(&stream), config);
+    Ok(stream)
+}
+
+/// Dials with the source address `from`, which need not be ours. Needs CAP_NET_ADMIN and the policy
+/// routing that brings the answers back.
+pub(crate) async fn connect_from(from: IpAddr, to: SocketAddr, config: &SocketConfig) -> io::Result<TcpStream> {
+    let socket = dialling(to)?;
+    let options = SockRef::from(&socket);
+    set_transparent(&options, to.is_ipv6())?;
+    mark(&options, Some(config.source_preserving_mark));
+    set_bind_address_no_port(socket.as_fd())?;
+    socket.bind(SocketAddr::new(from, 0))?;
+    let stream = socket.connect(to).await?;
+    prepare(&SockRef::from(&stream), config);
+    Ok(stream)
+}
+
+/// Makes the next close of the socket a reset, so that the peer does not take it for a clean end.
+pub(crate) fn reset_on_close(stream: &TcpStream) {
+    // Fails only on a socket that is gone, where there is nobody left to reset.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+fn dialling(to: SocketAddr) -> io::Result<TcpSocket> {
+    match to {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }
+}
+
+fn set_transparent(socket: &Socket, v6: bool) -> io::Result<()> {
+    if v6 { socket.set_ip_transparent_v6(true) } else { socket.set_ip_transparent_v4(true) }
+}
+
+/// `IP_BIND_ADDRESS_NO_PORT` (ip(7)): the port is chosen at connect, by the whole tuple, so that many
+/// connections of one caller do not use up the ports that binds would reserve. Both families.
+#[expect(unsafe_code, reason = "neither socket2 nor rustix knows this option")]
+fn set_bind_address_no_port(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let length = libc::socklen_t::try_from(size_of_val(&on)).expect("an int is four bytes");
+    let value = std::ptr::from_ref(&on).cast();
+    // SAFETY: the descriptor is borrowed for the call, and `value` points to `length` bytes that
+    // live longer than the call.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, value, length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn mark(socket: &Socket, mark: Option<u32>) {
+    if let Some(mark) = mark {
+        // Without CAP_NET_ADMIN there can be no interception either, which is all the mark is for.
+        let _ = socket.set_mark(mark);
+    }
+}
+
+fn prepare(socket: &Socket, config: &SocketConfig) {
+    // Each of these only tunes; a connection that lacks one still carries its bytes.
+    let _ = socket.set_tcp_nodelay(true);
+    let keepalive = TcpKeepalive::new().with_time(config.keepalive).with_interval(config.keepalive);
+    let _ = socket.set_tcp_keepalive(&keepalive.with_retries(config.keepalive_probes));
+}
+
+/// The address of the far end of an accepted connection as the original destination: what TPROXY
+/// leaves, since it translates nothing.
+pub(crate) fn local_as_dialled(accepted: &TcpStream) -> io::Result<OrigDst> {
+    accepted.local_addr().map(OrigDst::new)
+}
