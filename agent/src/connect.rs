@@ -139,7 +139,7 @@ impl std::fmt::Display for Dial {
 }
 
 /// `SO_MARK` of every socket of ours (0x746d, "tm"); the data plane's number.
-const OWN_MARK: u32 = 0x746d;
+pub(crate) const OWN_MARK: u32 = 0x746d;
 
 /// Our own connections carry our mark, so that they are never intercepted.
 async fn tcp(address: SocketAddr) -> io::Result<TcpStream> {

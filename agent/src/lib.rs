@@ -7,8 +7,14 @@ pub mod attribute;
 pub mod cgroup;
 pub mod config;
 pub mod connect;
+pub mod discovery;
+pub mod health;
 pub mod intercept;
+pub mod issuance;
 pub mod join;
 pub mod netlink;
+pub mod register;
 pub mod sockets;
 pub mod state;
+#[cfg(test)]
+mod testing;
