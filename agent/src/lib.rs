@@ -12,8 +12,12 @@ pub mod health;
 pub mod intercept;
 pub mod issuance;
 pub mod join;
+pub mod link;
+pub mod names;
 pub mod netlink;
 pub mod register;
+pub mod resolv;
+pub mod resolved;
 pub mod sockets;
 pub mod state;
 #[cfg(test)]

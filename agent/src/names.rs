@@ -1,0 +1,332 @@
+//! How the host's processes come to ask us for mesh names.
+//!
+//! [`decide`] is pure; [`Names::spawn`] keeps the host as it decided, as resolv.conf, systemd-resolved
+//! and the snapshot change. With systemd-resolved nothing is taken from anyone; else the run loop
+//! hands [`NamesVia::port53`] to interception. Answers themselves come from the proxy's DNS server.
+
+mod domains;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use proxy::view::View;
+use telemetry::Chain;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+use tracing::{debug, info, warn};
+
+use crate::config;
+use crate::link::{self, LinkError};
+use crate::resolv::Resolvers;
+use crate::resolved::{OwnerChanges, Registration, Resolved, ResolvedError};
+
+pub use domains::wanted as domains;
+
+/// How questions for mesh names reach our DNS server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamesVia {
+    /// systemd-resolved asks us for the mesh's domains, and every process asks systemd-resolved.
+    Resolved,
+    /// As above for processes that use libc, and by port 53 for those that read resolv.conf, which
+    /// points past systemd-resolved to these.
+    ResolvedAndPort53(Vec<IpAddr>),
+    /// Interception takes port 53 of local processes to these resolvers.
+    Port53(Vec<IpAddr>),
+    /// Nobody is led to us.
+    Off,
+}
+
+/// What [`decide`] looks at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed<'a> {
+    pub resolved: ResolvedState,
+    pub resolvers: &'a Resolvers,
+    /// nsswitch.conf has libc ask systemd-resolved.
+    pub libc_asks_resolved: bool,
+}
+
+/// What can be had from systemd-resolved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResolvedState {
+    /// It does not run, or there is no bus to reach it by.
+    Absent,
+    /// It runs and refused, or is too old.
+    Unusable,
+    Usable,
+}
+
+/// What is in force, for `status` and `doctor`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamesStatus {
+    pub via: NamesVia,
+    /// Why it is not better.
+    pub problem: Option<String>,
+}
+
+/// What [`Names::spawn`] is told.
+#[derive(Debug, Clone)]
+pub struct NamesConfig {
+    pub enabled: bool,
+    pub resolved: config::Resolved,
+    /// Our DNS listener, for systemd-resolved to ask.
+    pub server: SocketAddr,
+    /// `/etc/nsswitch.conf`.
+    pub nsswitch: PathBuf,
+}
+
+/// Keeps the host's processes asking us, until [`Names::stop`].
+#[derive(Debug)]
+pub struct Names {
+    status: watch::Receiver<NamesStatus>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+/// Between looks at what other programs may have changed.
+const RECHECK: Duration = Duration::from_secs(30);
+/// A snapshot that changes again at once is waited for.
+const SETTLE: Duration = Duration::from_millis(200);
+/// systemd-resolved that restarts is back well within this.
+const RESTART: Duration = Duration::from_secs(5);
+const RESTART_POLL: Duration = Duration::from_millis(100);
+
+/// Which way is right for a host.
+pub fn decide(config: &NamesConfig, observed: &Observed<'_>) -> NamesVia {
+    let configured = addresses(&observed.resolvers.configured);
+    match (config.enabled, config.resolved, observed.resolved) {
+        (false, _, _) => NamesVia::Off,
+        // Asked for by name: its absence is waited out, port 53 is never taken instead.
+        (true, config::Resolved::On, _) => NamesVia::Resolved,
+        (true, config::Resolved::Auto, ResolvedState::Usable) if observed.resolvers.is_resolved_stub() => {
+            NamesVia::Resolved
+        }
+        (true, config::Resolved::Auto, ResolvedState::Usable) if observed.libc_asks_resolved => {
+            NamesVia::ResolvedAndPort53(configured)
+        }
+        // What goes through systemd-resolved all the same is met on its way out.
+        (true, _, _) if observed.resolvers.is_resolved_stub() || observed.libc_asks_resolved => {
+            let uplinks = addresses(&observed.resolvers.uplinks);
+            NamesVia::Port53(configured.into_iter().chain(uplinks).collect::<BTreeSet<_>>().into_iter().collect())
+        }
+        (true, _, _) => NamesVia::Port53(configured),
+    }
+}
+
+impl NamesVia {
+    /// Whether the mesh's domains are registered with systemd-resolved.
+    pub fn is_registered(&self) -> bool {
+        matches!(self, Self::Resolved | Self::ResolvedAndPort53(_))
+    }
+
+    /// The resolvers whose port 53 interception takes for local processes.
+    pub fn port53(&self) -> Option<&[IpAddr]> {
+        match self {
+            Self::ResolvedAndPort53(resolvers) | Self::Port53(resolvers) => Some(resolvers),
+            Self::Resolved | Self::Off => None,
+        }
+    }
+}
+
+impl Names {
+    pub fn spawn(config: NamesConfig, resolvers: watch::Receiver<Resolvers>, view: View) -> Self {
+        let (status_sender, status) = watch::channel(NamesStatus { via: NamesVia::Off, problem: None });
+        let (stop, stopped) = oneshot::channel();
+        let keeper = Keeper { config, resolvers, view, status: status_sender, resolved: None, link: None };
+        Self { status, stop, task: tokio::spawn(keeper.run(stopped)) }
+    }
+
+    /// What is in force, from when it is.
+    pub fn status(&self) -> watch::Receiver<NamesStatus> {
+        self.status.clone()
+    }
+
+    /// Takes everything back.
+    pub async fn stop(self) {
+        let _ = self.stop.send(());
+        let _ = self.task.await;
+    }
+
+    /// Leaves everything in force for the agent's next process, which takes it over.
+    pub fn hand_over(self) {
+        self.task.abort();
+    }
+}
+
+/// Removes what an agent that died left behind; whether there was anything. Without the device
+/// systemd-resolved forgets what was registered on it.
+pub fn clean() -> Result<bool, LinkError> {
+    link::remove()
+}
+
+/// The loop's state.
+struct Keeper {
+    config: NamesConfig,
+    resolvers: watch::Receiver<Resolvers>,
+    view: View,
+    status: watch::Sender<NamesStatus>,
+    resolved: Option<Resolved>,
+    /// The device, while the mesh's domains are registered on it.
+    link: Option<u32>,
+}
+
+/// Registering failed; the host's names are as they were.
+#[derive(Debug, thiserror::Error)]
+enum RegisterError {
+    #[error("the device for mesh names is missing")]
+    Link(#[from] LinkError),
+    #[error("mesh names are not registered")]
+    Resolved(#[from] ResolvedError),
+    #[error("systemd-resolved does not run")]
+    Absent,
+}
+
+impl Keeper {
+    async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
+        let (mut revisions, mut resolvers) = (self.view.subscribe(), self.resolvers.clone());
+        let mut changes = None;
+        loop {
+            revisions.mark_unchanged();
+            resolvers.mark_unchanged();
+            if changes.is_none() {
+                changes = self.follow_resolved().await;
+            }
+            tokio::select! {
+                _ = &mut stopped => break,
+                () = self.reconcile() => {}
+            }
+            tokio::select! {
+                _ = &mut stopped => break,
+                Ok(()) = revisions.changed() => sleep(SETTLE).await,
+                Ok(()) = resolvers.changed() => {}
+                change = next(&mut changes) => match change {
+                    Some(is_running) => self.await_restart(is_running).await,
+                    None => (changes, self.resolved) = (None, None),
+                },
+                () = sleep(RECHECK) => {}
+            }
+        }
+        self.withdraw().await;
+    }
+
+    /// Makes the host as it should be. The same path at start, on every change and on the timer.
+    async fn reconcile(&mut self) {
+        let resolvers = self.resolvers.borrow().clone();
+        let libc_asks_resolved = fs::read_to_string(&self.config.nsswitch).is_ok_and(|text| uses_resolve(&text));
+        let mut observed = Observed { resolved: self.state().await, resolvers: &resolvers, libc_asks_resolved };
+        let mut via = decide(&self.config, &observed);
+        let mut problem = None;
+        if via.is_registered() {
+            if let Err(error) = self.register(observed.resolved).await {
+                problem = Some(Chain(&error).to_string());
+                observed.resolved = ResolvedState::Unusable;
+                via = decide(&self.config, &observed);
+            }
+        }
+        if !via.is_registered() {
+            self.withdraw().await;
+        }
+        self.publish(NamesStatus { via, problem });
+    }
+
+    async fn state(&self) -> ResolvedState {
+        match &self.resolved {
+            Some(resolved) if resolved.is_running().await.unwrap_or(false) => ResolvedState::Usable,
+            Some(_) | None => ResolvedState::Absent,
+        }
+    }
+
+    /// Registers the domains of now, unless they are.
+    async fn register(&mut self, state: ResolvedState) -> Result<(), RegisterError> {
+        let (Some(resolved), ResolvedState::Usable) = (&self.resolved, state) else {
+            return Err(RegisterError::Absent);
+        };
+        let link = link::ensure()?;
+        self.link = Some(link);
+        let domains = domains(&self.view.load());
+        let registration = Registration { link, server: self.config.server, domains };
+        if !resolved.is_registered(&registration).await? {
+            resolved.register(&registration).await?;
+            info!(domains = registration.domains.len(), "systemd-resolved asks this agent for mesh names");
+        }
+        Ok(())
+    }
+
+    async fn withdraw(&mut self) {
+        let Some(link) = self.link.take() else { return };
+        if let Some(resolved) = &self.resolved {
+            if let Err(error) = resolved.revert(link).await {
+                debug!(error = %Chain(&error), "the device goes without being reverted");
+            }
+        }
+        match link::remove() {
+            Ok(_) => info!("systemd-resolved no longer asks this agent for mesh names"),
+            Err(error) => warn!(error = %Chain(&error), "the device {} is left behind", link::LINK),
+        }
+    }
+
+    fn publish(&self, now: NamesStatus) {
+        let previous = self.status.borrow().problem.clone();
+        if let Some(problem) = now.problem.as_ref().filter(|problem| Some(*problem) != previous.as_ref()) {
+            warn!(error = %problem, via = ?now.via, "mesh names are not asked for through systemd-resolved");
+        }
+        self.status.send_if_modified(|known| std::mem::replace(known, now.clone()) != now);
+    }
+
+    /// Connects to the bus if that is wanted and possible; tried again with every round.
+    async fn follow_resolved(&mut self) -> Option<OwnerChanges> {
+        if !self.config.enabled || self.config.resolved == config::Resolved::Off {
+            return None;
+        }
+        let connected = async {
+            let resolved = Resolved::connect().await?;
+            let changes = resolved.changes().await?;
+            Ok::<_, ResolvedError>((resolved, changes))
+        };
+        match connected.await {
+            Ok((resolved, changes)) => {
+                self.resolved = Some(resolved);
+                Some(changes)
+            }
+            Err(error) => {
+                debug!(error = %Chain(&error), "systemd-resolved cannot be reached");
+                None
+            }
+        }
+    }
+
+    /// When systemd-resolved stops, gives it the time of a restart before port 53 is taken instead.
+    async fn await_restart(&self, is_running: bool) {
+        let polls = RESTART.as_millis() / RESTART_POLL.as_millis();
+        for _ in 0..polls {
+            if is_running || self.state().await == ResolvedState::Usable {
+                return;
+            }
+            sleep(RESTART_POLL).await;
+        }
+    }
+}
+
+async fn next(changes: &mut Option<OwnerChanges>) -> Option<bool> {
+    match changes {
+        Some(changes) => changes.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether nsswitch.conf(5) has host names looked up by nss-resolve.
+fn uses_resolve(nsswitch: &str) -> bool {
+    let lines = nsswitch.lines().map(|line| line.split('#').next().unwrap_or_default());
+    let mut hosts = lines.filter_map(|line| line.trim().strip_prefix("hosts:"));
+    hosts.any(|modules| modules.split_whitespace().any(|module| module == "resolve"))
+}
+
+fn addresses(resolvers: &[SocketAddr]) -> Vec<IpAddr> {
+    resolvers.iter().map(SocketAddr::ip).collect()
+}
+
+#[cfg(test)]
+mod tests;
