@@ -6,9 +6,11 @@ use std::time::Duration;
 use api::TrustDomain;
 use rustls::server::ResolvesServerCert;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::grpc::Agents;
 use crate::issuer::Issuer;
+use crate::metrics::Metrics;
 use crate::snapshot::Published;
 use crate::store::Store;
 
@@ -23,7 +25,10 @@ pub struct App {
     pub agents: Agents,
     /// Of both listeners; from [`Issuer::server_tls`].
     pub server_certificate: Arc<dyn ResolvesServerCert>,
+    pub metrics: Metrics,
     pub settings: Settings,
+    /// Cancelled when the program drains, so that what waits for news ends by itself.
+    pub draining: CancellationToken,
 }
 
 /// What handlers need of the configuration.

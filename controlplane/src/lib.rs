@@ -7,6 +7,7 @@ pub mod app;
 mod audit;
 pub mod grpc;
 pub mod issuer;
+pub mod metrics;
 pub mod registry;
 pub mod resources;
 pub mod snapshot;

@@ -13,7 +13,7 @@ use api::{Revision, TrustDomain};
 use serde_json::Value;
 
 use crate::audit::{self, Event};
-use crate::store::{ResourceRow, Store, StoreError, Write, WriteError, read_resources, to_ms};
+use crate::store::{Parsed, ResourceRow, Store, StoreError, Write, WriteError, read_resources, to_ms};
 
 mod check;
 mod vips;
@@ -117,7 +117,7 @@ fn document_title(document: &Value, n: usize) -> String {
 
 async fn apply_in(write: &mut Write, resources: &[Resource], apply: &Apply) -> Result<ApplyResponse, ApplyError> {
     let mut all: BTreeMap<Key, ResourceRow> = BTreeMap::new();
-    for row in read_resources(write.as_read()).await? {
+    for row in read_resources(write.as_read(), &Parsed::new()).await? {
         all.insert(key(&row.resource), row);
     }
     let (mut outcomes, mut changed) = (Vec::new(), BTreeSet::new());
@@ -202,7 +202,7 @@ pub async fn list(
             Box::pin(async move {
                 let revision = read.fetch("SELECT revision FROM revision WHERE id = 1", vec![]).await?;
                 let revision = revision.first().ok_or(StoreError::NoRevision)?.int(0)?.cast_unsigned();
-                let mut rows = read_resources(read).await?;
+                let mut rows = read_resources(read, &Parsed::new()).await?;
                 rows.retain(|row| {
                     row.resource.info().singular == kind
                         && namespace.as_deref().is_none_or(|namespace| namespace == row.resource.namespace())
@@ -236,7 +236,7 @@ pub async fn delete(store: &Store, delete: &Delete) -> Result<ApplyOutcome, Dele
 
 async fn delete_in(write: &mut Write, delete: &Delete) -> Result<ApplyOutcome, DeleteError> {
     let wanted = (delete.kind.clone(), delete.namespace.clone(), delete.name.clone());
-    let rows = read_resources(write.as_read()).await?;
+    let rows = read_resources(write.as_read(), &Parsed::new()).await?;
     let Some(row) = rows.into_iter().find(|row| key(&row.resource) == wanted) else {
         let (kind, namespace, name) = wanted;
         return Err(DeleteError::NotFound { kind, namespace, name });

@@ -5,8 +5,8 @@
 //! Readers take a whole [`World`] of one moment; [`Store::changes`] says when there is a newer one.
 //! The meaning of what is stored is in `registry` and `resources`, not here.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::Revision;
 use futures_util::future::BoxFuture;
@@ -26,8 +26,8 @@ pub(crate) use backend::{Row, Transaction, Value};
 pub use error::StoreError;
 pub(crate) use time::{from_ms, rfc3339, to_ms};
 pub use url::{StoreUrl, StoreUrlError};
-pub(crate) use world::read_resources;
 pub use world::{HostRow, HostRowState, ResourceRow, WorkloadHealthRow, World};
+pub(crate) use world::{Parsed, read_resources};
 
 /// The database of one control plane. Cloning shares it.
 #[derive(Clone)]
@@ -46,6 +46,7 @@ pub(crate) struct Shared {
     changes: watch::Sender<Revision>,
     available: AtomicBool,
     n_errors: AtomicU64,
+    parsed: Mutex<Arc<world::Parsed>>,
 }
 
 /// A transaction in which readers' data may change.
@@ -75,6 +76,7 @@ impl Store {
             changes: watch::Sender::new(0),
             available: AtomicBool::new(true),
             n_errors: AtomicU64::new(0),
+            parsed: Mutex::default(),
         };
         let shared = Arc::new(shared);
         let revision = shared.current_revision().await?;
@@ -110,7 +112,10 @@ impl Store {
 
     /// Everything that agents are told about, of one moment.
     pub async fn world(&self) -> Result<World, StoreError> {
-        self.read(&(), |read, ()| Box::pin(World::load(read))).await
+        let known = lock(&self.inner.shared.parsed).clone();
+        let (world, parsed) = self.read(&known, |read, known| Box::pin(World::load(read, known))).await?;
+        *lock(&self.inner.shared.parsed) = Arc::new(parsed);
+        Ok(world)
     }
 
     /// Ends the watcher and closes the database. Other clones fail from here on.
@@ -283,6 +288,11 @@ impl Shared {
             newer
         });
     }
+}
+
+/// The values are whole at every moment, also when a holder panicked.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Inner {

@@ -6,6 +6,7 @@ use api::rest::TokenRequest;
 
 use super::leases::Pause;
 use super::*;
+use crate::resources::{self, Apply};
 use crate::store::{HostRowState, Store, StoreError};
 use crate::testing::{Database, on_each_store, postgres};
 
@@ -17,21 +18,21 @@ fn at(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// A WorkloadGroup, without the checks of `resources`.
 async fn put_group(store: &Store, namespace: &str, name: &str, service_account: &str) {
-    let document = format!(r#"{{"spec":{{"template":{{"serviceAccount":"{service_account}"}}}}}}"#);
-    let input = (namespace.to_owned(), name.to_owned(), document);
-    let put: Result<(), StoreError> = store
-        .write(&input, |write, (namespace, name, document)| {
-            Box::pin(async move {
-                let values = vec![namespace.into(), name.into(), document.into()];
-                let sql = "INSERT INTO resources (kind, namespace, name, uid, document, revision, generation, \
-                           created_ms, updated_ms) VALUES ('workloadgroup', $1, $2, 'u', $3, 1, 1, 1, 1)";
-                write.execute(sql, values).await.map(|_| ())
-            })
-        })
-        .await;
-    put.expect("the group is kept");
+    let document = serde_json::json!({
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "WorkloadGroup",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"template": {"serviceAccount": service_account}},
+    });
+    let apply = Apply {
+        documents: vec![document],
+        dry_run: false,
+        actor: "admin".to_owned(),
+        trust_domain: "td".parse().expect("a trust domain"),
+        now: SystemTime::now(),
+    };
+    resources::apply(store, &apply).await.expect("the group is applied");
 }
 
 fn request(groups: &[&str]) -> TokenRequest {

@@ -1,7 +1,7 @@
 //! Everything that agents are told about, read in one transaction. The snapshot builder turns it into
 //! what each agent receives; nothing here decides who may see what.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -69,16 +69,20 @@ pub struct WorkloadHealthRow {
 }
 
 impl World {
-    pub(super) async fn load(read: &mut dyn Transaction) -> Result<Self, StoreError> {
+    /// The world, and what was parsed for it.
+    pub(super) async fn load(read: &mut dyn Transaction, parsed: &Parsed) -> Result<(Self, Parsed), StoreError> {
         let rows = read.fetch("SELECT revision FROM revision WHERE id = 1", vec![]).await?;
         let revision = rows.first().ok_or(StoreError::NoRevision)?.int(0)?.cast_unsigned();
-        Ok(Self {
+        let rows = read_resources(read, parsed).await?;
+        let parsed = rows.iter().map(|row| (row.uid.clone(), (row.revision, row.resource.clone()))).collect();
+        let world = Self {
             revision,
-            resources: read_resources(read).await?.into_iter().map(|row| row.resource).collect(),
+            resources: rows.into_iter().map(|row| row.resource).collect(),
             hosts: hosts(read).await?,
             health: health(read).await?,
             vips: vips(read).await?,
-        })
+        };
+        Ok((world, parsed))
     }
 
     pub fn host(&self, name: &str) -> Option<&HostRow> {
@@ -94,32 +98,42 @@ impl ResourceRow {
         Self { resource, uid: String::new(), revision: 0, generation: 0, created, updated }
     }
 
-    fn read(row: &Row) -> Result<Self, StoreError> {
+    fn read(row: &Row, parsed: &Parsed) -> Result<Self, StoreError> {
+        let (uid, revision) = (row.text(1)?, row.int(2)?.cast_unsigned());
+        let resource = match parsed.get(&uid) {
+            Some((of, resource)) if *of == revision => resource.clone(),
+            _ => Arc::new(Self::parse(row)?),
+        };
+        let (created, updated) = (from_ms(row.int(4)?), from_ms(row.int(6)?));
+        Ok(Self { resource, uid, revision, generation: row.int(3)?.cast_unsigned(), created, updated })
+    }
+
+    fn parse(row: &Row) -> Result<Resource, StoreError> {
         // A document that was accepted once and cannot be read now must not be left out: without a
         // DENY policy more would be allowed.
         let unreadable = |mistakes: Vec<Mistake>| StoreError::Unreadable {
             object: row.text(5).unwrap_or_default(),
             mistakes: mistakes.iter().map(Mistake::to_string).collect::<Vec<_>>().join("; "),
         };
-        Ok(Self {
-            resource: Arc::new(Resource::from_value(row.json(0)?).map_err(unreadable)?),
-            uid: row.text(1)?,
-            revision: row.int(2)?.cast_unsigned(),
-            generation: row.int(3)?.cast_unsigned(),
-            created: from_ms(row.int(4)?),
-            updated: from_ms(row.int(6)?),
-        })
+        Resource::from_value(row.json(0)?).map_err(unreadable)
     }
 }
 
+/// Resources that were read before, by uid, with their revision: reading a document again costs more
+/// than all the rest of a world.
+pub(crate) type Parsed = HashMap<String, (Revision, Arc<Resource>)>;
+
 /// Every resource, in the order of kind, namespace and name.
-pub(crate) async fn read_resources(read: &mut dyn Transaction) -> Result<Vec<ResourceRow>, StoreError> {
+pub(crate) async fn read_resources(
+    read: &mut dyn Transaction,
+    parsed: &Parsed,
+) -> Result<Vec<ResourceRow>, StoreError> {
     let rows = read.fetch(
         "SELECT document, uid, revision, generation, created_ms, kind || '/' || namespace || '/' || name, updated_ms \
          FROM resources",
         vec![],
     );
-    let mut rows = rows.await?.iter().map(ResourceRow::read).collect::<Result<Vec<_>, _>>()?;
+    let mut rows = rows.await?.iter().map(|row| ResourceRow::read(row, parsed)).collect::<Result<Vec<_>, _>>()?;
     // By bytes, whatever the database's collation.
     rows.sort_by(|a, b| order(&a.resource).cmp(&order(&b.resource)));
     Ok(rows)
