@@ -62,8 +62,20 @@ pub enum ApplyAction {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ResourceList {
     pub revision: u64,
-    /// Whole documents, with `metadata.resourceVersion`, `metadata.creationTimestamp` and `status`.
+    /// Whole documents, with `metadata.resourceVersion`, `metadata.creationTimestamp` and `status`
+    /// ([`ServiceStatus`] of services).
     pub items: Vec<serde_json::Value>,
+}
+
+/// `status` of a Service and of a ServiceEntry.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceStatus {
+    /// Names callers use: `NAME.NAMESPACE.mesh`, or the hosts of a ServiceEntry.
+    #[serde(default)]
+    pub hostnames: Vec<String>,
+    /// Virtual addresses, whether chosen by the operator or by the control plane.
+    #[serde(default)]
+    pub addresses: Vec<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
