@@ -29,8 +29,10 @@ pub use verify::Hits;
 /// Interception could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
+    #[error("the host's rules need CAP_NET_ADMIN: run as root, or with AmbientCapabilities=CAP_NET_ADMIN")]
+    NotPermitted,
     #[error("cannot talk to nf_tables")]
-    Netlink(#[from] NetlinkError),
+    Netlink(#[source] NetlinkError),
 }
 
 /// The rules are as they were before; none of the new ones is in force.
@@ -228,6 +230,12 @@ impl Interception {
             batch.send(&self.owner, None).map_err(|error| explain(error, after.table))?;
         }
         Ok(changed)
+    }
+}
+
+impl From<NetlinkError> for OpenError {
+    fn from(error: NetlinkError) -> Self {
+        if error.errno() == Some(Errno::PERM) { Self::NotPermitted } else { Self::Netlink(error) }
     }
 }
 

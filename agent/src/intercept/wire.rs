@@ -4,7 +4,6 @@
 //! asks for the address family and the transport protocol once, before the first header field.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use super::model::{Chain, ChainHook, ChainKind, Element, Family, Key, Rule, Set, Statement, Transport};
 use super::ruleset::Ruleset;
@@ -229,22 +228,18 @@ fn raw_element(element: &Element) -> RawElement {
     RawElement { key, range_end: false }
 }
 
-/// A range is its first key, and an end mark at the key after its last: none where the next range
-/// begins right there, and none at the end of the address space.
+/// A range is its first key, and an end mark at the key after its last; at the end of the address
+/// space there is none. The kernel takes them in this order only, for it looks for overlaps.
 fn ranges(elements: &BTreeSet<Element>) -> Vec<RawElement> {
-    let starts: BTreeSet<Vec<u8>> = elements.iter().map(|element| raw_element(element).key).collect();
-    let mut raw: Vec<RawElement> = starts.iter().map(|key| RawElement { key: key.clone(), range_end: false }).collect();
+    let mut raw = Vec::new();
     for element in elements {
-        let last: IpAddr = match element {
-            Element::Ipv4Range(net) => net.broadcast().into(),
-            Element::Ipv6Range(net) => net.broadcast().into(),
-            _ => continue,
+        raw.push(raw_element(element));
+        let end = match element {
+            Element::Ipv4Range(net) => net.broadcast().to_bits().checked_add(1).map(|next| next.to_be_bytes().to_vec()),
+            Element::Ipv6Range(net) => net.broadcast().to_bits().checked_add(1).map(|next| next.to_be_bytes().to_vec()),
+            _ => None,
         };
-        let end = match last {
-            IpAddr::V4(last) => last.to_bits().checked_add(1).map(|next| next.to_be_bytes().to_vec()),
-            IpAddr::V6(last) => last.to_bits().checked_add(1).map(|next| next.to_be_bytes().to_vec()),
-        };
-        raw.extend(end.filter(|key| !starts.contains(key)).map(|key| RawElement { key, range_end: true }));
+        raw.extend(end.map(|key| RawElement { key, range_end: true }));
     }
     raw
 }
