@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use api::{LocalWorkload, Selector, WorkloadUid};
 use arc_swap::ArcSwap;
+use proxy::Attribution;
 use tracing::{debug, warn};
 
 use crate::cgroup::{self, CgroupTree};
@@ -44,9 +45,17 @@ impl CgroupAttribution {
         self.workloads.store(Arc::new(workloads));
     }
 
-    /// The workload whose process connected from `client` to `dialled`. Without a more specific one it
-    /// is the workload with an empty selector, if the host has one.
-    pub fn source(&self, client: SocketAddr, dialled: SocketAddr) -> Option<WorkloadUid> {
+    fn process(&self, client: SocketAddr, dialled: SocketAddr) -> Result<Option<Process>, NetlinkError> {
+        let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(socket) = kernel.find(client, dialled)? else { return Ok(None) };
+        let cgroup = socket.cgroup.and_then(|id| kernel.cgroup_path(id)).unwrap_or_default();
+        Ok(Some(Process { uid: socket.uid, cgroup }))
+    }
+}
+
+impl Attribution for CgroupAttribution {
+    /// Without a more specific workload it is the one with an empty selector, if the host has one.
+    fn source(&self, client: SocketAddr, dialled: SocketAddr) -> Option<WorkloadUid> {
         let workloads = self.workloads.load();
         if workloads.iter().all(|workload| workload.selector.is_any()) {
             return workloads.first().map(|workload| workload.uid.clone());
@@ -63,13 +72,6 @@ impl CgroupAttribution {
         debug!(src.addr = %client, dst.addr = %dialled, uid = process.uid, cgroup = process.cgroup,
             workload.id = chosen.map(|workload| &*workload.uid), "connection attributed");
         chosen.map(|workload| workload.uid.clone())
-    }
-
-    fn process(&self, client: SocketAddr, dialled: SocketAddr) -> Result<Option<Process>, NetlinkError> {
-        let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(socket) = kernel.find(client, dialled)? else { return Ok(None) };
-        let cgroup = socket.cgroup.and_then(|id| kernel.cgroup_path(id)).unwrap_or_default();
-        Ok(Some(Process { uid: socket.uid, cgroup }))
     }
 }
 

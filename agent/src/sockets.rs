@@ -5,9 +5,10 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 
+use proxy::config::{OWN_MARK, SOURCE_PRESERVING_MARK};
+
 use crate::cgroup::{self, CgroupTree};
 use crate::intercept::Wanted;
-use crate::intercept::ruleset::{MARK_OWN, MARK_SOURCE};
 use crate::netlink::NetlinkError;
 use crate::netlink::diag::{Diagnosis, ESTABLISHED, LISTEN, TcpSocket};
 
@@ -83,7 +84,7 @@ impl Owners {
             remote: socket.remote,
             uid: socket.uid,
             owner: self.name(socket),
-            own: socket.mark.is_some_and(|mark| mark == MARK_OWN || mark == MARK_SOURCE),
+            own: socket.mark.is_some_and(|mark| mark == OWN_MARK || mark == SOURCE_PRESERVING_MARK),
         }
     }
 

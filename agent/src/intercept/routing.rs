@@ -6,10 +6,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use proxy::config::{ROUTING_TABLE, TPROXY_MARK};
 use rustix::io::Errno;
 
 use super::ApplyError;
-use super::ruleset::{MARK_LOCAL, ROUTE_TABLE, Routing};
+use super::ruleset::Routing;
 use crate::netlink::NetlinkError;
 use crate::netlink::route::{self, IPV4, IPV6, LoopbackRoute, MAIN_TABLE, MarkRule};
 use crate::netlink::socket::NetlinkSocket;
@@ -107,7 +108,7 @@ fn unless_family_is_off(result: Result<(), NetlinkError>) -> Result<(), NetlinkE
 }
 
 fn mark_rule(family: u8) -> MarkRule {
-    MarkRule { family, priority: RULE_PRIORITY, mark: MARK_LOCAL, table: ROUTE_TABLE }
+    MarkRule { family, priority: RULE_PRIORITY, mark: TPROXY_MARK, table: ROUTING_TABLE }
 }
 
 fn local_route(family: u8) -> LoopbackRoute {
@@ -115,7 +116,7 @@ fn local_route(family: u8) -> LoopbackRoute {
         IPV4 => IpNet::V4(Ipv4Net::default()),
         _ => IpNet::V6(Ipv6Net::default()),
     };
-    LoopbackRoute { destination, table: ROUTE_TABLE, local: true }
+    LoopbackRoute { destination, table: ROUTING_TABLE, local: true }
 }
 
 /// IPv6 turns an ordinary route through loopback into a refusal (`ip6_route_info_create`), so there

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use api::InboundMode;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use proxy::config::{OWN_MARK, SOURCE_PRESERVING_MARK, TPROXY_MARK};
 
 use super::model::{Chain, ChainHook, ChainKind, Element, Family, Key, Set, Statement, Transport};
 use crate::cgroup::CgroupTree;
@@ -80,20 +81,12 @@ pub struct Ruleset {
 /// Policy routing that the rules rely on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Routing {
-    /// Packets marked [`MARK_LOCAL`] are delivered on this host.
+    /// Packets marked [`TPROXY_MARK`] are delivered on this host.
     pub(crate) deliver_marked: bool,
     /// Service addresses need some route, because output NAT runs after routing.
     pub(crate) service_ranges: bool,
 }
 
-/// Mark of the agent's own sockets: never captured.
-pub const MARK_OWN: u32 = 0x746d;
-/// Mark of the agent's sockets that carry a client's address: never captured, answers come back.
-pub const MARK_SOURCE: u32 = 0x746e;
-/// Mark of packets that this host must take although their destination may not be its own.
-pub const MARK_LOCAL: u32 = 0x746f;
-/// Routing table for [`MARK_LOCAL`].
-pub const ROUTE_TABLE: u32 = 29805;
 /// Name of the table, in family `inet`.
 pub const TABLE: &str = "tombolo";
 /// Name of the ownerless table of `on_agent_loss = "block"`.
@@ -219,8 +212,11 @@ impl Ruleset {
 
     fn output_chain(&mut self, wanted: &Wanted) -> Chain {
         let mut chain = Chain::new("output", ChainKind::Nat, ChainHook::Output, PRIORITY);
-        chain.rule("the agent's own connections", [Statement::Mark(MARK_OWN), Statement::Return]);
-        chain.rule("the agent's own, with a client's address", [Statement::Mark(MARK_SOURCE), Statement::Return]);
+        chain.rule("the agent's own connections", [Statement::Mark(OWN_MARK), Statement::Return]);
+        chain.rule(
+            "the agent's own, with a client's address",
+            [Statement::Mark(SOURCE_PRESERVING_MARK), Statement::Return],
+        );
         self.excluded_processes(&mut chain, &wanted.exclusions);
         self.names(&mut chain, wanted);
         self.excluded_destinations(&mut chain, &wanted.exclusions);
@@ -349,7 +345,7 @@ impl Ruleset {
         let elements = observed.iter().copied().map(Element::Port);
         if let Some(set) = self.set_unless_empty("observed_port", Key::Port, elements) {
             let take =
-                [Statement::Tproxy(wanted.ports.inbound_plaintext), Statement::SetMark(MARK_LOCAL), Statement::Accept];
+                [Statement::Tproxy(wanted.ports.inbound_plaintext), Statement::SetMark(TPROXY_MARK), Statement::Accept];
             chain.rule("plaintext to observed ports", arrives_at(set).into_iter().chain(take));
         }
         chain
@@ -377,7 +373,7 @@ impl Ruleset {
 fn keep_chain() -> Chain {
     let mut chain = Chain::new("keep", ChainKind::Nat, ChainHook::Prerouting, PRIORITY);
     for family in [Family::V4, Family::V6] {
-        chain.rule("observed connections", [Statement::Mark(MARK_LOCAL), Statement::KeepDestination(family)]);
+        chain.rule("observed connections", [Statement::Mark(TPROXY_MARK), Statement::KeepDestination(family)]);
     }
     chain
 }
@@ -389,14 +385,18 @@ fn replies_chain() -> Chain {
     let mut chain = Chain::new("replies", ChainKind::Route, ChainHook::Output, PRIORITY);
     chain.rule(
         "to local servers with a client's address",
-        [Statement::Mark(MARK_SOURCE), Statement::OriginalDirection, Statement::SetConnectionMark(MARK_LOCAL)],
+        [
+            Statement::Mark(SOURCE_PRESERVING_MARK),
+            Statement::OriginalDirection,
+            Statement::SetConnectionMark(TPROXY_MARK),
+        ],
     );
     chain.rule("answers to a client's address", answers());
     chain
 }
 
 fn answers() -> [Statement; 3] {
-    [Statement::ReplyDirection, Statement::ConnectionMark(MARK_LOCAL), Statement::SetMark(MARK_LOCAL)]
+    [Statement::ReplyDirection, Statement::ConnectionMark(TPROXY_MARK), Statement::SetMark(TPROXY_MARK)]
 }
 
 fn addresses_of(family: Family, addresses: &BTreeSet<IpAddr>) -> impl Iterator<Item = Element> {

@@ -10,6 +10,7 @@ use agent::attribute::CgroupAttribution;
 use agent::cgroup;
 use agent::intercept::{Capture, Exclusions, Wanted};
 use api::{LocalWorkload, Selector};
+use proxy::Attribution;
 
 use crate::lab::{B4, B6, Host, Lab, accept, mesh, original_destination, try_accept, wait_for, wait_until};
 

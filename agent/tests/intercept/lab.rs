@@ -147,20 +147,27 @@ impl Host {
         let to: SocketAddr = to.as_ref().parse().expect("an address");
         self.within(|| {
             let socket = transparent_socket(client);
-            socket.set_mark(ruleset::MARK_SOURCE)?;
+            socket.set_mark(proxy::config::SOURCE_PRESERVING_MARK)?;
             socket.bind(&SocketAddr::new(client, 0).into())?;
             socket.connect_timeout(&to.into(), LIMIT)?;
             with_limits(socket.into())
         })
     }
 
-    /// Opens interception here and applies what is wanted.
+    /// Opens interception here and applies what is wanted, once the table of an earlier one is gone.
     pub(crate) fn intercept(&self, wanted: &Wanted) -> Interception {
+        self.wait_for_no_table();
         self.within(|| {
             let mut interception = Interception::open(None).expect("nf_tables is there");
             interception.apply(&ruleset::build(wanted)).expect("the rules are taken");
             interception
         })
+    }
+
+    /// A test that starts a process holds a copy of every other test's socket until `exec` closes
+    /// it, so a dropped table may live a moment longer.
+    pub(crate) fn wait_for_no_table(&self) {
+        wait_until("the kernel removes the table", || !self.has_table());
     }
 
     pub(crate) fn has_table(&self) -> bool {

@@ -33,7 +33,7 @@ fn the_table_ends_with_a_killed_owner_and_traffic_goes_on() {
     assert!(lab.a.connect(format!("{B4}:80")).is_err(), "no proxy listens, so what is captured is refused");
     owner.kill().expect("it runs");
     owner.wait().expect("it ends");
-    wait_until("the kernel removes the table", || !lab.a.has_table());
+    lab.a.wait_for_no_table();
     let mut client = lab.a.connect(format!("{B4}:80")).expect("the server answers");
     talk(&mut client, &mut accept(&server).0);
 }
@@ -92,7 +92,7 @@ fn a_parked_socket_keeps_the_table_for_the_next_agent() {
     assert!(second.applied().is_none());
     assert_eq!(second.apply(&ruleset::build(&everything())).expect("the rules are taken"), Applied::Whole);
     drop(second);
-    assert!(!lab.a.has_table());
+    lab.a.wait_for_no_table();
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn another_process_takes_the_table_over_by_its_socket() {
     assert!(lab.a.has_table());
     heir.kill().expect("it runs");
     heir.wait().expect("it ends");
-    wait_until("the kernel removes the table", || !lab.a.has_table());
+    lab.a.wait_for_no_table();
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn removal_leaves_no_table_rule_or_route() {
 fn what_a_dead_agent_leaves_is_found_and_cleaned() {
     let Some(lab) = Lab::without_default_routes() else { return };
     drop(lab.a.intercept(&everything()));
-    assert!(!lab.a.has_table());
+    lab.a.wait_for_no_table();
     let left = lab.a.within(|| intercept::leftovers().expect("the kernel answers"));
     assert_eq!(left.len(), 6, "{left:?}");
     assert_eq!(lab.a.within(|| intercept::clean().expect("the kernel answers")), left);

@@ -35,7 +35,7 @@ fn the_agents_own_connections_pass_so_that_nothing_loops() {
     let (server4, server6) = (lab.b.listen(format!("{B4}:80")), lab.b.listen(format!("[{B6}]:80")));
     for wanted in [mesh(), Wanted { capture: Capture::All, ..mesh() }] {
         let _rules = lab.a.intercept(&wanted);
-        for mark in [ruleset::MARK_OWN, ruleset::MARK_SOURCE] {
+        for mark in [proxy::config::OWN_MARK, proxy::config::SOURCE_PRESERVING_MARK] {
             for (to, server) in [(format!("{B4}:80"), &server4), (format!("[{B6}]:80"), &server6)] {
                 let mut client = lab.a.connect_marked(to, mark).expect("the server answers");
                 talk(&mut client, &mut accept(server).0);
@@ -146,7 +146,7 @@ fn names_are_asked_of_the_agent_and_answered_from_the_nameserver() {
     upstream.set_read_timeout(Some(LIMIT)).expect("a timeout");
     lab.a.within(|| {
         let own = UdpSocket::bind("0.0.0.0:0").expect("a free port");
-        socket2::SockRef::from(&own).set_mark(ruleset::MARK_OWN).expect("CAP_NET_ADMIN");
+        socket2::SockRef::from(&own).set_mark(proxy::config::OWN_MARK).expect("CAP_NET_ADMIN");
         own.send_to(b"own", format!("{B4}:53")).expect("sent");
     });
     let mut buffer = [0; 3];
