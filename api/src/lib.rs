@@ -4,6 +4,8 @@
 //! Promise: no I/O, no clock, no tasks. Every decision that two programs share is made here once.
 
 pub mod admin;
+#[cfg(test)]
+mod corpus;
 pub mod host;
 pub mod locality;
 pub mod policy;

@@ -118,4 +118,13 @@ mod tests {
         assert_eq!(JoinToken::parse("hunter2"), Err(TokenError::Prefix));
         assert_eq!(JoinToken::parse(&text.replace(last, "!")).is_err(), true);
     }
+
+    #[test]
+    fn fuzzed_tokens_are_revealed_as_they_were_read() {
+        for (file, text) in crate::corpus::texts("token") {
+            if let Ok(token) = JoinToken::parse(&text) {
+                assert_eq!(JoinToken::parse(&token.reveal()), Ok(token), "{file}");
+            }
+        }
+    }
 }

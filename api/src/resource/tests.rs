@@ -420,3 +420,19 @@ fn a_kind_is_found_by_any_of_its_names() {
     }
     assert_eq!(super::kind("pods"), None);
 }
+
+#[test]
+fn fuzzed_resources_are_refused_or_given_back_the_same() {
+    for (file, yaml) in crate::corpus::texts("resource") {
+        for document in documents(&yaml).unwrap_or_default() {
+            let Ok(resource) = Resource::from_value(document) else { continue };
+            assert_eq!(Resource::from_value(resource.to_value()).as_ref(), Ok(&resource), "{file}");
+            if let Spec::AuthorizationPolicy(policy) = &resource.spec {
+                let change = crate::snapshot::Change::Policy(policy.translate(&resource.meta));
+                let encoded = crate::wire::encode(&change).expect("no removal");
+                let decoded = crate::wire::decode(encoded.type_url, &encoded.name, &encoded.body);
+                assert!(decoded.is_ok(), "{file}: an agent would refuse it: {decoded:?}");
+            }
+        }
+    }
+}

@@ -25,7 +25,7 @@ pub fn documents(yaml: &str) -> Result<Vec<Value>, Mistake> {
 
 fn options() -> serde_saphyr::Options {
     let mut limits = serde_saphyr::options::AliasLimits::default();
-    limits.max_total_replayed_events = 100_000;
+    limits.max_total_replayed_events = 20_000;
     limits.max_replay_stack_depth = 16;
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
@@ -33,7 +33,7 @@ fn options() -> serde_saphyr::Options {
             flow_nesting_limit: 64,
             max_aliases: 1_000,
             max_anchors: 1_000,
-            max_recorded_anchor_events: 100_000,
+            max_recorded_anchor_events: 20_000,
             max_total_scalar_bytes: MAX_BYTES,
             max_merge_keys: 1_000,
         },

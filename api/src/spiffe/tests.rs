@@ -43,3 +43,18 @@ fn a_server_name_names_the_workload_and_a_host_has_none() {
     let host: SpiffeId = "spiffe://corp.example/host/web".parse().expect("valid");
     assert_eq!(host.server_name(), None);
 }
+
+#[test]
+fn fuzzed_identities_print_as_they_were_read() {
+    for (file, text) in crate::corpus::texts("spiffe") {
+        if let Ok(id) = text.parse::<SpiffeId>() {
+            assert_eq!(id.to_string(), text, "{file}");
+        }
+        if let Ok(domain) = text.parse::<TrustDomain>() {
+            assert!(SpiffeId::workload(&domain, "a", "b").is_ok(), "{file}");
+        }
+        if let Ok(key) = text.parse::<crate::NamespacedHostname>() {
+            assert_eq!(key.to_string(), text, "{file}");
+        }
+    }
+}

@@ -387,3 +387,20 @@ fn removals_are_told_by_type_and_name() {
     assert!(removal(TRUST_BUNDLE, "T D").is_err() && removal("x", "y").is_err());
     assert_eq!(encode(&Change::HostRemoved), None);
 }
+
+#[test]
+fn fuzzed_bodies_are_refused_or_written_back_the_same() {
+    let types = [ADDRESS, AUTHORIZATION, HOST_CONFIG, TRUST_BUNDLE];
+    for (file, input) in crate::corpus::files("wire") {
+        let Some((kind, body)) = input.split_first() else { continue };
+        let type_url = types[usize::from(*kind) % types.len()];
+        let change = match decode(type_url, "", body) {
+            Err(WireError::OtherName { says, .. }) => decode(type_url, &says, body),
+            other => other,
+        };
+        if let Ok(change) = change {
+            let encoded = encode(&change).expect("no removal");
+            assert_eq!(decode(encoded.type_url, &encoded.name, &encoded.body), Ok(change), "{file}");
+        }
+    }
+}
