@@ -4,8 +4,8 @@
 //! `authorize.rs` the verdict over both. What they share, and how they dial the application, is here.
 
 pub(crate) mod authorize;
-mod connection;
-mod plaintext;
+pub(crate) mod connection;
+pub(crate) mod plaintext;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;

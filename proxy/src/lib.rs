@@ -209,3 +209,6 @@ impl Handle {
 
 /// How far the byte counters of open connections may lag: less than the usual scrape interval of 15 s.
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 //! `connection.rs` is one of them, in four steps; `decide.rs` and `balance.rs` are its pure parts.
 
 mod balance;
-mod connection;
+pub(crate) mod connection;
 pub mod decide;
 mod load;
 

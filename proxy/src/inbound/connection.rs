@@ -156,7 +156,7 @@ fn peer_identity(stream: &TlsStream<TcpStream>) -> Option<SpiffeId> {
 }
 
 /// One CONNECT.
-struct Stream {
+pub(crate) struct Stream {
     shared: Arc<Shared>,
     peer: Arc<Peer>,
     report: Report,
@@ -171,8 +171,9 @@ impl Stream {
         Self { shared, peer, report }
     }
 
-    async fn serve(mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
-        match self.accept(&request, &mut respond).await {
+    pub(crate) async fn serve(mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        // Boxed, so that a connection that has found its application gives the room back.
+        match Box::pin(self.accept(&request, &mut respond)).await {
             Ok((application, send, judged)) => {
                 let recv = request.into_body();
                 let open = self.report.open(Some(judged));

@@ -96,7 +96,8 @@ impl Connection {
     }
 
     pub(crate) async fn serve(mut self, app: TcpStream) {
-        match self.connect(&app).await {
+        // Boxed, so that a connection that has found its upstream gives the room back.
+        match Box::pin(self.connect(&app)).await {
             Ok(upstream) => {
                 let open = self.report.open(None);
                 let idle = self.shared.config.outbound.idle_timeout;

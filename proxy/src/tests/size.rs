@@ -1,0 +1,28 @@
+//! How much each connection holds while it is open. A future that grows is memory times connections.
+use super::mesh::*;
+use crate::inbound::connection::Stream;
+use crate::net::copy::{End, Traffic, copy_both_ways};
+use crate::outbound::connection::Connection;
+use tokio::net::TcpStream;
+
+#[tokio::test]
+async fn the_futures_of_a_connection_stay_small() {
+    let listener = app().await;
+    let stream = async || TcpStream::connect(listener.local_addr().expect("bound")).await.expect("it listens");
+    let traffic = Traffic::default();
+    let copy = copy_both_ways(End::Tcp(stream().await), End::Tcp(stream().await), &traffic, None);
+    let check =
+        |what: &str, bytes: usize, limit: usize| assert!(bytes <= limit, "{what}: {bytes} bytes (limit {limit})");
+    check("copying", size_of_val(&copy), 500);
+    check("outbound", of_method(&Connection::serve), 2000);
+    check("a stream", of_method2(&Stream::serve), 2200);
+}
+
+/// The size of the future that a method makes.
+fn of_method<S, A, F: Future>(_: &impl Fn(S, A) -> F) -> usize {
+    size_of::<F>()
+}
+
+fn of_method2<S, A, B, F: Future>(_: &impl Fn(S, A, B) -> F) -> usize {
+    size_of::<F>()
+}
