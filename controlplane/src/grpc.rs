@@ -155,12 +155,19 @@ async fn next(
 
 async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, address: SocketAddr) -> Option<Connection> {
     let prepared = stream.set_nodelay(true);
-    let refused = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => return prepared.is_ok().then(|| Connection::new(stream, address)),
-        Ok(Err(error)) => identity::tls::explain(&error).unwrap_or_else(|| error.to_string()),
-        Err(_) => format!("no TLS handshake within {HANDSHAKE_TIMEOUT:?}"),
-    };
-    debug!(src.addr = %address, error = refused, "a connection to the agents' API was refused");
+        // An agent of ours whose certificate is not good any more: somebody should know.
+        Ok(Err(error)) if identity::tls::refusal(&error).is_some() => {
+            let error = identity::tls::explain(&error).unwrap_or_default();
+            warn!(src.addr = %address, error, "a client certificate was refused");
+        }
+        Ok(Err(error)) => {
+            let error = identity::tls::explain(&error).unwrap_or_else(|| error.to_string());
+            debug!(src.addr = %address, error, "a TLS handshake failed");
+        }
+        Err(_) => debug!(src.addr = %address, "no TLS handshake within {HANDSHAKE_TIMEOUT:?}"),
+    }
     None
 }
 
@@ -174,3 +181,6 @@ fn store_failed(error: StoreError) -> Status {
     warn!(error = %telemetry::Chain(&error), "the database did not answer");
     Status::unavailable("the control plane's database does not answer: try again")
 }
+
+#[cfg(test)]
+mod tests;

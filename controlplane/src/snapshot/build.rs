@@ -351,3 +351,6 @@ const CANONICAL_NAME: [&str; 3] = ["service.istio.io/canonical-name", "app.kuber
 const CANONICAL_REVISION: [&str; 3] = ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];
 /// Where our own workloads live; an empty one would mean "Kubernetes".
 const CLUSTER_ID: &str = "tombolo";
+
+#[cfg(test)]
+mod tests;

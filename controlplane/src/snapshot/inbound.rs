@@ -134,3 +134,6 @@ pub(super) fn selects(selector: &BTreeMap<String, String>, labels: &BTreeMap<Str
 fn inherit(own: MutualTls, wider: MutualTls) -> MutualTls {
     if own == MutualTls::Unset { wider } else { own }
 }
+
+#[cfg(test)]
+mod tests;

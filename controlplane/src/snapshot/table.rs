@@ -117,3 +117,6 @@ fn version(body: &[u8]) -> String {
 
 /// 0 is the empty table that everybody starts from.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+#[cfg(test)]
+mod tests;

@@ -280,3 +280,6 @@ impl Batch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
