@@ -20,6 +20,7 @@ use self::session::{Heard, Session};
 use super::agents::Connected;
 use super::peer::{self, Host, check_standing};
 use crate::app::App;
+use crate::metrics::{Metrics, OutcomeLabels};
 use crate::snapshot::Published;
 
 mod session;
@@ -32,6 +33,7 @@ pub(super) struct Discovery {
 /// One open stream.
 struct Feed {
     host: Host,
+    metrics: Metrics,
     session: Session,
     requests: Streaming<DeltaDiscoveryRequest>,
     published: watch::Receiver<Arc<Published>>,
@@ -57,6 +59,7 @@ impl AggregatedDiscoveryService for Discovery {
         info!(host = %host.name, src.addr = %host.address, "the agent of host {} is connected", host.name);
         let feed = Feed {
             session: Session::new(&host.name),
+            metrics: self.app.metrics.clone(),
             requests: request.into_inner(),
             connected: self.app.agents.connect(&host.name, host.address),
             host,
@@ -104,6 +107,8 @@ impl Feed {
                     host = %self.host.name, revision = self.current.revision, resources = response.resources.len(),
                     removed = response.removed_resources.len(), "{} for host {}", response.type_url, self.host.name
                 );
+                let n_resources = response.resources.len() + response.removed_resources.len();
+                self.metrics.discovery_resources.inc_by(n_resources as u64);
                 return Ok(response);
             }
             self.connected.acked(self.session.acked(&self.current));
@@ -129,12 +134,18 @@ impl Feed {
                     "the agent of host {} refuses {type_url}", self.host.name
                 );
                 self.connected.refused(&message);
+                self.count("refused");
             }
             Ok(Heard::UnknownType) => debug!(host = %self.host.name, "{type_url:?} is not served"),
-            Ok(Heard::Subscribed | Heard::Acked) => {}
+            Ok(Heard::Acked) => self.count("acknowledged"),
+            Ok(Heard::Subscribed) => {}
             Err(error) => return Err(End::Refused(Status::resource_exhausted(error.to_string()))),
         }
         Ok(())
+    }
+
+    fn count(&self, outcome: &'static str) {
+        self.metrics.discovery_answers.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 }
 

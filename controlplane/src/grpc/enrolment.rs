@@ -24,6 +24,7 @@ use super::limit::Limit;
 use super::{peer, store_failed};
 use crate::app::App;
 use crate::issuer::{self, Signed};
+use crate::metrics::{CallLabels, CertificateLabels};
 use crate::registry::{
     self, CertificateRecord, JoinAttempt, JoinError, LeaveError, RenewError, Report, ReportError, WorkloadReport,
 };
@@ -50,6 +51,78 @@ pub(super) struct Enrolment {
 impl Enrolment {
     pub(super) fn new(app: Arc<App>) -> Self {
         Self { app, failures: Limit::new(FAILURES, FORGIVEN_AFTER) }
+    }
+
+    async fn try_join(&self, request: Request<JoinRequest>) -> Result<JoinResponse, Status> {
+        let source = peer::peer(request.extensions())?.address.ip().to_canonical();
+        let counted = network(source);
+        if let Some(wait) = self.failures.wait(&counted, Instant::now()) {
+            let text = format!("too many joins failed from {source}: try again in {} s", wait.as_secs() + 1);
+            return Err(Status::resource_exhausted(text));
+        }
+        let outcome = self.join_from(source, request.into_inner()).await;
+        if let Err(status) = &outcome {
+            // A fault of ours is not held against them.
+            if !matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Internal) {
+                self.failures.take(counted, Instant::now());
+            }
+        }
+        outcome
+    }
+
+    async fn try_renew(&self, request: Request<RenewHostRequest>) -> Result<RenewHostResponse, Status> {
+        let host = peer::host(request.extensions())?.name;
+        let request = request.into_inner();
+        // Before the sequence moves on: a request that cannot be signed must not use it up.
+        issuer::public_key(&request.csr).map_err(|problem| not_signed(problem.into()))?;
+        let renewed = registry::renew(&self.app.store, &host, request.join_sequence, SystemTime::now()).await;
+        let join_sequence = renewed.map_err(|error| renew_refused(&host, error))?;
+        let signed = self.sign(&request.csr, &host).await?;
+        Ok(RenewHostResponse { cert_chain: signed.chain_pem, roots: signed.roots_pem, join_sequence })
+    }
+
+    async fn try_report(&self, request: Request<ReportRequest>) -> Result<ReportResponse, Status> {
+        let host = peer::host(request.extensions())?;
+        let request = request.into_inner();
+        if request.workloads.len() > MAX_WORKLOADS {
+            return Err(Status::invalid_argument(format!("a host reports on {MAX_WORKLOADS} workloads at most")));
+        }
+        let workload = |health: api::wire::tombolo::WorkloadHealth| WorkloadReport {
+            uid: health.uid,
+            healthy: health.healthy,
+            reason: health.reason,
+        };
+        let report = Report {
+            epoch: request.epoch,
+            revision: request.revision,
+            workloads: request.workloads.into_iter().map(workload).collect(),
+            addresses: addresses(&request.addresses)?,
+            version: request.version,
+            intercepting: request.intercepting,
+            problem: request.problem,
+            peer_ip: host.address.ip().to_canonical(),
+        };
+        let lease = self.app.settings.lease;
+        let kept = registry::report(&self.app.store, &host.name, &report, lease, SystemTime::now()).await;
+        kept.map_err(|error| report_refused(&host.name, error))?;
+        Ok(ReportResponse { lease_s: self.lease_s() })
+    }
+
+    async fn try_leave(&self, request: Request<LeaveRequest>) -> Result<LeaveResponse, Status> {
+        let host = peer::host(request.extensions())?.name;
+        let forget = request.into_inner().forget;
+        // A host that was locked must not take the lock away with itself.
+        let state = self.app.published.borrow().host_state(&host);
+        if let Some(HostRowState::Locked | HostRowState::Revoked) = state {
+            return Err(Status::permission_denied(format!("the host {host} is locked: an operator deletes it")));
+        }
+        match registry::leave(&self.app.store, &host, forget, SystemTime::now()).await {
+            Ok(()) => info!(host, forget, "host {host} left"),
+            // It is gone, which is what was asked for.
+            Err(LeaveError::UnknownHost { .. }) => {}
+            Err(LeaveError::Store(source)) => return Err(store_failed(source)),
+        }
+        Ok(LeaveResponse {})
     }
 
     async fn join_from(&self, source: IpAddr, request: JoinRequest) -> Result<JoinResponse, Status> {
@@ -80,7 +153,10 @@ impl Enrolment {
     }
 
     async fn sign(&self, csr: &str, host: &str) -> Result<Signed, Status> {
-        let signed = self.app.issuer.sign_host(csr, host).map_err(not_signed)?;
+        let outcome = self.app.issuer.sign_host(csr, host);
+        let labels = CertificateLabels { kind: "host", outcome: if outcome.is_ok() { "signed" } else { "refused" } };
+        self.app.metrics.certificates.get_or_create(&labels).inc();
+        let signed = outcome.map_err(not_signed)?;
         let record = CertificateRecord {
             serial: signed.serial.clone(),
             identity: signed.identity.to_string(),
@@ -92,6 +168,13 @@ impl Enrolment {
         Ok(signed)
     }
 
+    /// Counts a call and hands its outcome on.
+    fn counted<T>(&self, call: &'static str, outcome: Result<T, Status>) -> Result<Response<T>, Status> {
+        let labels = CallLabels { call, outcome: if outcome.is_ok() { "granted" } else { "refused" } };
+        self.app.metrics.enrolment.get_or_create(&labels).inc();
+        outcome.map(Response::new)
+    }
+
     /// At least one second: 0 would mean that no report ever counts.
     fn lease_s(&self) -> u32 {
         u32::try_from(self.app.settings.lease.as_secs()).unwrap_or(u32::MAX).max(1)
@@ -101,76 +184,19 @@ impl Enrolment {
 #[tonic::async_trait]
 impl EnrolmentService for Enrolment {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
-        let source = peer::peer(request.extensions())?.address.ip().to_canonical();
-        let counted = network(source);
-        if let Some(wait) = self.failures.wait(&counted, Instant::now()) {
-            let text = format!("too many joins failed from {source}: try again in {} s", wait.as_secs() + 1);
-            return Err(Status::resource_exhausted(text));
-        }
-        let outcome = self.join_from(source, request.into_inner()).await;
-        if let Err(status) = &outcome {
-            // A fault of ours is not held against them.
-            if !matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Internal) {
-                self.failures.take(counted, Instant::now());
-            }
-        }
-        outcome.map(Response::new)
+        self.counted("join", self.try_join(request).await)
     }
 
     async fn renew_host(&self, request: Request<RenewHostRequest>) -> Result<Response<RenewHostResponse>, Status> {
-        let host = peer::host(request.extensions())?.name;
-        let request = request.into_inner();
-        // Before the sequence moves on: a request that cannot be signed must not use it up.
-        issuer::public_key(&request.csr).map_err(|problem| not_signed(problem.into()))?;
-        let renewed = registry::renew(&self.app.store, &host, request.join_sequence, SystemTime::now()).await;
-        let join_sequence = renewed.map_err(|error| renew_refused(&host, error))?;
-        let signed = self.sign(&request.csr, &host).await?;
-        let answer = RenewHostResponse { cert_chain: signed.chain_pem, roots: signed.roots_pem, join_sequence };
-        Ok(Response::new(answer))
+        self.counted("renew", self.try_renew(request).await)
     }
 
     async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReportResponse>, Status> {
-        let host = peer::host(request.extensions())?;
-        let request = request.into_inner();
-        if request.workloads.len() > MAX_WORKLOADS {
-            return Err(Status::invalid_argument(format!("a host reports on {MAX_WORKLOADS} workloads at most")));
-        }
-        let workload = |health: api::wire::tombolo::WorkloadHealth| WorkloadReport {
-            uid: health.uid,
-            healthy: health.healthy,
-            reason: health.reason,
-        };
-        let report = Report {
-            epoch: request.epoch,
-            revision: request.revision,
-            workloads: request.workloads.into_iter().map(workload).collect(),
-            addresses: addresses(&request.addresses)?,
-            version: request.version,
-            intercepting: request.intercepting,
-            problem: request.problem,
-            peer_ip: host.address.ip().to_canonical(),
-        };
-        let lease = self.app.settings.lease;
-        let kept = registry::report(&self.app.store, &host.name, &report, lease, SystemTime::now()).await;
-        kept.map_err(|error| report_refused(&host.name, error))?;
-        Ok(Response::new(ReportResponse { lease_s: self.lease_s() }))
+        self.counted("report", self.try_report(request).await)
     }
 
     async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
-        let host = peer::host(request.extensions())?.name;
-        let forget = request.into_inner().forget;
-        // A host that was locked must not take the lock away with itself.
-        let state = self.app.published.borrow().host_state(&host);
-        if let Some(HostRowState::Locked | HostRowState::Revoked) = state {
-            return Err(Status::permission_denied(format!("the host {host} is locked: an operator deletes it")));
-        }
-        match registry::leave(&self.app.store, &host, forget, SystemTime::now()).await {
-            Ok(()) => info!(host, forget, "host {host} left"),
-            // It is gone, which is what was asked for.
-            Err(LeaveError::UnknownHost { .. }) => {}
-            Err(LeaveError::Store(source)) => return Err(store_failed(source)),
-        }
-        Ok(Response::new(LeaveResponse {}))
+        self.counted("leave", self.try_leave(request).await)
     }
 }
 

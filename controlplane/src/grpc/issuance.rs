@@ -17,6 +17,7 @@ use super::limit::Limit;
 use super::{internal, peer, store_failed};
 use crate::app::App;
 use crate::issuer::SignError;
+use crate::metrics::CertificateLabels;
 use crate::registry::{self, CertificateRecord, ClaimError};
 
 const IDENTITY: &str = "ImpersonatedIdentity";
@@ -53,6 +54,17 @@ impl IstioCertificateService for Issuance {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let outcome = self.certify(request).await;
+        let labels =
+            CertificateLabels { kind: "workload", outcome: if outcome.is_ok() { "signed" } else { "refused" } };
+        self.app.metrics.certificates.get_or_create(&labels).inc();
+        outcome.map(|cert_chain| Response::new(IstioCertificateResponse { cert_chain }))
+    }
+}
+
+impl Issuance {
+    /// Leaf, intermediate, and last the roots.
+    async fn certify(&self, request: Request<IstioCertificateRequest>) -> Result<Vec<String>, Status> {
         let host = peer::host(request.extensions())?.name;
         self.admit(&host)?;
         let request = request.into_inner();
@@ -72,7 +84,7 @@ impl IstioCertificateService for Issuance {
         info!(host = %host, identity = %identity, serial = %signed.serial, "{identity} is certified on host {host}");
         let mut cert_chain = signed.chain_pem;
         cert_chain.push(signed.roots_pem);
-        Ok(Response::new(IstioCertificateResponse { cert_chain }))
+        Ok(cert_chain)
     }
 }
 

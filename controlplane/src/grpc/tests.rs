@@ -24,6 +24,7 @@ use tonic::{Code, Streaming};
 use super::*;
 use crate::app::Settings;
 use crate::issuer::Issuer;
+use crate::metrics::Metrics;
 use crate::registry;
 use crate::resources::{Apply, apply};
 use crate::snapshot::{Mesh, Snapshots};
@@ -86,13 +87,16 @@ async fn plane() -> Plane {
     let roots = issuer.roots().iter().map(|der| der.to_vec()).collect();
     let mesh = Mesh { trust_domain: trust_domain(), roots, lease };
     let snapshots = crate::snapshot::start(database.store.clone(), mesh).await.expect("a first snapshot");
+    let agents = Agents::default();
     let app = Arc::new(App {
+        metrics: Metrics::new(&database.store, &agents),
+        draining: CancellationToken::new(),
         store: database.store.clone(),
         trust_domain: trust_domain(),
         server_certificate: issuer.server_tls(&["localhost".to_owned()]).expect("a server certificate"),
         issuer,
         published: snapshots.subscribe(),
-        agents: Agents::default(),
+        agents,
         settings: Settings { lease, join_url: String::new() },
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -309,6 +313,16 @@ async fn a_host_joins_and_gets_certificates_and_its_configuration() {
     })
     .await;
     assert_eq!(plane.app.agents.n_connected(), 1);
+    let metrics = plane.app.metrics.encode();
+    for line in [
+        "tombolo_controlplane_certificates_total{kind=\"host\",outcome=\"signed\"} 1",
+        "tombolo_controlplane_certificates_total{kind=\"workload\",outcome=\"signed\"} 1",
+        "tombolo_controlplane_enrolment_calls_total{call=\"join\",outcome=\"granted\"} 1",
+        "tombolo_controlplane_enrolment_calls_total{call=\"report\",outcome=\"granted\"} 2",
+        "tombolo_controlplane_discovery_answers_total{outcome=\"acknowledged\"}",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in:\n{metrics}");
+    }
     drop(feed);
     wait_until("the stream is forgotten", LIMIT, async || plane.app.agents.n_connected() == 0).await;
 }
