@@ -99,7 +99,8 @@ impl Kernel {
         match CgroupTree::load() {
             Ok(tree) => self.tree = tree,
             Err(error) => {
-                warn!(error = %telemetry::Chain(&error), "cannot tell cgroups apart; selectors by unit and cgroup do not match");
+                warn!(error = %telemetry::Chain(&error), "selectors by unit and cgroup match no connection");
+                return None;
             }
         }
         let found = self.tree.path(id).map(str::to_owned);
@@ -140,7 +141,7 @@ fn matches(selector: &Selector, process: &Process) -> bool {
         path.is_empty() || below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
     let in_unit = |unit: &String| {
-        let whole = if unit.contains('.') { unit.clone() } else { format!("{unit}.service") };
+        let whole = cgroup::unit_name(unit);
         cgroup::units(&process.cgroup).any(|found| found == whole)
     };
     selector.cgroup.as_ref().is_none_or(in_cgroup)

@@ -86,11 +86,9 @@ pub fn unit(path: &str) -> Option<&str> {
     units(path).next_back()
 }
 
-/// Path below the mount of the cgroup that this process is in; empty for the root.
-pub fn own_path() -> Result<String, CgroupError> {
-    const FILE: &str = "/proc/self/cgroup";
-    let lines = fs::read_to_string(FILE).map_err(|source| CgroupError::Mounts { path: FILE, source })?;
-    Ok(lines.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default().to_owned())
+/// As systemd does, a name without a type is a service.
+pub(crate) fn unit_name(unit: &str) -> String {
+    if unit.contains('.') { unit.to_owned() } else { format!("{unit}.service") }
 }
 
 /// Where cgroup v2 is mounted: hybrid hosts have it below the v1 tree.

@@ -20,11 +20,13 @@ mod routing;
 pub mod ruleset;
 mod text;
 mod verify;
+mod wanted;
 mod wire;
 
 pub use block::BlockTable;
-pub use ruleset::{Capture, Exclusions, OwnPorts, Ruleset, Wanted};
+pub use ruleset::Ruleset;
 pub use verify::Hits;
+pub use wanted::{Capture, Exclusions, OwnPorts, Wanted};
 
 /// Interception could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -87,13 +89,14 @@ pub struct Interception {
     routes: NetlinkSocket,
     want_ownership: bool,
     owned: bool,
-    applied: Option<InForce>,
+    in_force: Option<InForce>,
 }
 
-/// What is in force: as asked for, and with the cgroups that existed.
+/// What the kernel has of ours.
 #[derive(Debug)]
 struct InForce {
-    asked: Ruleset,
+    /// As it was asked for, where that depends on which cgroups exist.
+    asked: Option<Ruleset>,
     resolved: Ruleset,
 }
 
@@ -111,7 +114,7 @@ impl Interception {
             routes: NetlinkSocket::open(ROUTE)?,
             want_ownership: true,
             owned: false,
-            applied: None,
+            in_force: None,
         };
         let table = nftables::table(&interception.reader, ruleset::TABLE)?;
         interception.owned = table.is_some_and(|table| table.owner == interception.owner.port());
@@ -129,51 +132,49 @@ impl Interception {
     /// Makes the kernel's rules these, in one transaction. On error the earlier rules stay.
     pub fn apply(&mut self, rules: &Ruleset) -> Result<Applied, ApplyError> {
         let resolved = resolve(rules)?;
-        let done = match &self.applied {
-            Some(present) if present.resolved == resolved => Applied::Unchanged,
-            Some(present) if same_shape(&present.resolved, &resolved) => {
-                Applied::Elements(self.change_elements(&present.resolved, &resolved)?)
-            }
-            _ => {
-                self.replace(&resolved)?;
-                Applied::Whole
-            }
+        routing::add(&self.routes, resolved.routing)?;
+        let done = match self.in_force.as_ref().map(|present| &present.resolved) {
+            Some(present) if *present == resolved => Applied::Unchanged,
+            Some(present) if same_shape(present, &resolved) => match self.change_elements(present, &resolved) {
+                Err(ApplyError::Refused { source, .. }) if source.errno == Errno::NOENT => self.replace(&resolved)?,
+                done => done?,
+            },
+            _ => self.replace(&resolved)?,
         };
-        self.applied = Some(InForce { asked: rules.clone(), resolved });
-        self.refresh_routes()?;
+        let asked = resolved.names_cgroups().then(|| rules.clone());
+        let routing = resolved.routing;
+        self.in_force = Some(InForce { asked, resolved });
+        routing::prune(&self.routes, routing)?;
         Ok(done)
     }
 
     /// Looks again which excluded units and cgroups exist; whether anything changed. A restarted
     /// unit is a new cgroup, so call this whenever units start, and now and then.
     pub fn refresh_cgroups(&mut self) -> Result<bool, ApplyError> {
-        match &self.applied {
-            Some(present) if present.asked.names_cgroups() => {
-                let asked = present.asked.clone();
-                Ok(self.apply(&asked)? != Applied::Unchanged)
-            }
-            _ => Ok(false),
+        match self.in_force.as_ref().and_then(|present| present.asked.clone()) {
+            Some(asked) => Ok(self.apply(&asked)? != Applied::Unchanged),
+            None => Ok(false),
         }
     }
 
     /// Looks again whether service addresses need a route of ours: default routes come and go.
     pub fn refresh_routes(&self) -> Result<(), ApplyError> {
-        match &self.applied {
-            Some(present) => routing::apply(&self.routes, present.resolved.routing),
+        match &self.in_force {
+            Some(present) => routing::add(&self.routes, present.resolved.routing),
             None => Ok(()),
         }
     }
 
     /// Writes the whole table again, whatever the kernel has: the cure for what `verify` finds.
     pub fn repair(&mut self) -> Result<(), ApplyError> {
-        let Some(present) = self.applied.take() else { return Ok(()) };
-        self.apply(&present.asked).map(drop)
+        let Some(present) = self.in_force.take() else { return Ok(()) };
+        self.apply(present.asked.as_ref().unwrap_or(&present.resolved)).map(drop)
     }
 
     /// Removes the table, the rules and the routes. Connections that are captured now lose their
     /// address translation: apply `Wanted::quiet` and wait for them first.
     pub fn remove(&mut self) -> Result<(), ApplyError> {
-        self.applied = None;
+        self.in_force = None;
         remove_table(&self.owner, &self.reader, ruleset::TABLE)?;
         self.owned = false;
         routing::remove(&self.routes).map(drop)
@@ -186,12 +187,12 @@ impl Interception {
 
     /// The rules in force, if `apply` has been called.
     pub fn applied(&self) -> Option<&Ruleset> {
-        self.applied.as_ref().map(|present| &present.resolved)
+        self.in_force.as_ref().map(|present| &present.resolved)
     }
 
     /// What differs between the rules that were applied and those in the kernel, one sentence each.
     pub fn verify(&self) -> Result<Vec<String>, NetlinkError> {
-        let Some(present) = &self.applied else { return Ok(Vec::new()) };
+        let Some(present) = &self.in_force else { return Ok(Vec::new()) };
         let owner = self.owned.then(|| self.owner.port()).flatten();
         let mut differences = verify::differences(&self.reader, &present.resolved, owner)?;
         differences.extend(routing::differences(&self.routes, present.resolved.routing)?);
@@ -203,33 +204,31 @@ impl Interception {
         verify::hits(&self.reader, ruleset::TABLE)
     }
 
-    fn replace(&mut self, rules: &Ruleset) -> Result<(), ApplyError> {
+    fn replace(&mut self, rules: &Ruleset) -> Result<Applied, ApplyError> {
         if self.want_ownership {
             match replace_table(&self.owner, &self.reader, rules, TABLE_OWNER) {
                 Ok(()) => {
                     self.owned = true;
-                    return Ok(());
+                    return Ok(Applied::Whole);
                 }
                 Err(error) if refuses_ownership(&error) => self.want_ownership = false,
                 Err(error) => return Err(error),
             }
         }
         self.owned = false;
-        replace_table(&self.owner, &self.reader, rules, 0)
+        replace_table(&self.owner, &self.reader, rules, 0)?;
+        Ok(Applied::Whole)
     }
 
-    fn change_elements(&self, before: &Ruleset, after: &Ruleset) -> Result<usize, ApplyError> {
+    fn change_elements(&self, before: &Ruleset, after: &Ruleset) -> Result<Applied, ApplyError> {
         let mut batch = Batch::default();
-        let changed = before
-            .sets
-            .iter()
-            .zip(&after.sets)
-            .map(|(before, present)| wire::change_elements(&mut batch, after.table, before, present))
-            .sum();
+        let pairs = before.sets.iter().zip(&after.sets);
+        let changed =
+            pairs.map(|(before, present)| wire::change_elements(&mut batch, after.table, before, present)).sum();
         if !batch.is_empty() {
             batch.send(&self.owner, None).map_err(|error| explain(error, after.table))?;
         }
-        Ok(changed)
+        Ok(Applied::Elements(changed))
     }
 }
 

@@ -60,7 +60,7 @@ pub fn bypassed<'a>(connections: &'a [Connection], wanted: &Wanted) -> Vec<&'a C
         .collect();
     let bypasses = |connection: &&Connection| {
         !connection.own
-            && !connection.remote.ip().is_loopback()
+            && connection.remote.ip() != connection.local.ip()
             && wanted.captures(connection.remote)
             && !through_agent.contains(&connection.local)
     };

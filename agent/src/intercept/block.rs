@@ -3,7 +3,8 @@
 //!
 //! The agent writes it beside its own table; the kernel keeps it when the agent dies.
 
-use super::ruleset::{self, Wanted, build_block};
+use super::ruleset::{self, build_block};
+use super::wanted::Wanted;
 use super::{ApplyError, NETFILTER, NetlinkSocket, nftables, remove_table, replace_table};
 use crate::netlink::NetlinkError;
 

@@ -15,24 +15,34 @@ use crate::netlink::NetlinkError;
 use crate::netlink::route::{self, IPV4, IPV6, LoopbackRoute, MAIN_TABLE, MarkRule};
 use crate::netlink::socket::NetlinkSocket;
 
-/// Makes the host's policy routing what is wanted.
-pub(crate) fn apply(socket: &NetlinkSocket, wanted: Routing) -> Result<(), ApplyError> {
-    let failed = |what: String| |source| ApplyError::Routing { what, source };
+/// Adds what is wanted and missing, before rules rely on it.
+pub(crate) fn add(socket: &NetlinkSocket, wanted: Routing) -> Result<(), ApplyError> {
     for family in FAMILIES {
-        let (rule, local) = (mark_rule(family), local_route(family));
         if wanted.deliver_marked {
-            unless_family_is_off(route::add_route(socket, local)).map_err(failed(describe_route(local)))?;
-            unless_family_is_off(route::add_rule(socket, rule)).map_err(failed(describe_rule(rule)))?;
-        } else {
+            let (rule, local) = (mark_rule(family), local_route(family));
+            // Where the family is off there is nothing to deliver, so no rule is needed either.
+            if add_route(socket, local)? {
+                route::add_rule(socket, rule).map_err(failed(describe_rule(rule)))?;
+            }
+        }
+        let services = service_route(family);
+        if wanted.service_ranges && !reaches(socket, services).map_err(failed(describe_route(services)))? {
+            add_route(socket, services)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what is not wanted any more, after the rules that relied on it are gone.
+pub(crate) fn prune(socket: &NetlinkSocket, wanted: Routing) -> Result<(), ApplyError> {
+    for family in FAMILIES {
+        if !wanted.deliver_marked {
+            let (rule, local) = (mark_rule(family), local_route(family));
             route::remove_rule(socket, rule).map_err(failed(describe_rule(rule)))?;
             route::remove_route(socket, local).map_err(failed(describe_route(local)))?;
         }
-        let services = service_route(family);
-        let needed =
-            wanted.service_ranges && needs_route(socket, services).map_err(failed(describe_route(services)))?;
-        if needed {
-            unless_family_is_off(route::add_route(socket, services)).map_err(failed(describe_route(services)))?;
-        } else if !wanted.service_ranges {
+        if !wanted.service_ranges {
+            let services = service_route(family);
             route::remove_route(socket, services).map_err(failed(describe_route(services)))?;
         }
     }
@@ -41,7 +51,6 @@ pub(crate) fn apply(socket: &NetlinkSocket, wanted: Routing) -> Result<(), Apply
 
 /// Removes all of it, and says what there was.
 pub(crate) fn remove(socket: &NetlinkSocket) -> Result<Vec<String>, ApplyError> {
-    let failed = |what: String| |source| ApplyError::Routing { what, source };
     let mut removed = Vec::new();
     for family in FAMILIES {
         let rule = mark_rule(family);
@@ -88,23 +97,28 @@ pub(crate) fn differences(socket: &NetlinkSocket, wanted: Routing) -> Result<Vec
             missing.push(format!("{} is missing", describe_route(local)));
         }
     }
-    if wanted.service_ranges && !route::reaches(socket, service_route(IPV4).destination.addr())? {
+    if wanted.service_ranges && !reaches(socket, service_route(IPV4))? {
         missing
             .push(format!("{} is missing, and there is no other way to services", describe_route(service_route(IPV4))));
     }
     Ok(missing)
 }
 
-/// Whether service addresses are reachable only by our own route, or not at all.
-fn needs_route(socket: &NetlinkSocket, services: LoopbackRoute) -> Result<bool, NetlinkError> {
-    Ok(!route::reaches(socket, services.destination.addr())?)
+fn reaches(socket: &NetlinkSocket, services: LoopbackRoute) -> Result<bool, NetlinkError> {
+    route::reaches(socket, services.destination.addr())
 }
 
-fn unless_family_is_off(result: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
-    match result {
-        Err(error) if error.errno().is_some_and(|errno| FAMILY_IS_OFF.contains(&errno)) => Ok(()),
-        result => result,
+/// Whether the route is there now: not where the whole address family is off.
+fn add_route(socket: &NetlinkSocket, wanted: LoopbackRoute) -> Result<bool, ApplyError> {
+    match route::add_route(socket, wanted) {
+        Ok(()) => Ok(true),
+        Err(error) if error.errno().is_some_and(|errno| FAMILY_IS_OFF.contains(&errno)) => Ok(false),
+        Err(error) => Err(failed(describe_route(wanted))(error)),
     }
+}
+
+fn failed(what: String) -> impl FnOnce(NetlinkError) -> ApplyError {
+    |source| ApplyError::Routing { what, source }
 }
 
 fn mark_rule(family: u8) -> MarkRule {

@@ -1,10 +1,9 @@
-//! Pure: what shall be intercepted, and the rules that do it.
+//! Pure: the rules that do what is wanted.
 //!
-//! `Wanted` is the agent's wish in its own words; `build` turns it into the table `inet tombolo`. The
-//! result prints itself as `nft list table inet tombolo` would, so `plan` shows exactly what
-//! `Interception::apply` does.
+//! `build` turns the agent's wish into the table `inet tombolo`. The result prints itself as `nft list
+//! table inet tombolo` would, so `plan` shows exactly what `Interception::apply` does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use api::InboundMode;
@@ -12,60 +11,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proxy::config::{OWN_MARK, SOURCE_PRESERVING_MARK, TPROXY_MARK};
 
 use super::model::{Chain, ChainHook, ChainKind, Element, Family, Key, Set, Statement, Transport};
-use crate::cgroup::CgroupTree;
-
-/// What the host's operator and the snapshot ask of interception.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
-    pub capture: Capture,
-    /// Service addresses: every port of them is captured.
-    pub vips: BTreeSet<IpAddr>,
-    /// Workload ports that services expose. Other ports of the same address are left alone.
-    pub endpoints: BTreeSet<SocketAddr>,
-    /// What happens to plaintext from other hosts at local ports; permissive ones need no rule.
-    pub inbound: BTreeMap<u16, InboundMode>,
-    pub exclusions: Exclusions,
-    /// Nameservers whose port 53 is taken over for local processes.
-    pub dns: Option<Vec<IpAddr>>,
-    pub ports: OwnPorts,
-    /// The proxy shows local servers the client's own address.
-    pub source_preservation: bool,
-}
-
-/// Which outbound connections are taken.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Capture {
-    /// Those to services and workloads of the mesh.
-    #[default]
-    Mesh,
-    /// Every one that leaves the host and is not excluded.
-    All,
-}
-
-/// What interception leaves alone.
-///
-/// Users and cgroups are left alone for everything they connect to, names included. Addresses and
-/// ports are destinations. An interface is left alone in both directions: nothing that arrives
-/// there is observed or refused.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Exclusions {
-    pub uids: BTreeSet<u32>,
-    /// systemd units, wherever in the tree they are; `.service` may be left out.
-    pub units: BTreeSet<String>,
-    /// Paths below the cgroup v2 mount; the whole subtree is meant.
-    pub cgroups: BTreeSet<String>,
-    pub cidrs: BTreeSet<IpNet>,
-    pub ports: BTreeSet<u16>,
-    pub interfaces: BTreeSet<String>,
-}
-
-/// Where the agent listens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OwnPorts {
-    pub outbound: u16,
-    pub inbound_plaintext: u16,
-    pub dns: u16,
-}
+use super::wanted::{Capture, Exclusions, Wanted};
+use crate::cgroup::{self, CgroupTree};
 
 /// A whole table, and what else the kernel must know for it to work.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,56 +39,6 @@ pub const TABLE: &str = "tombolo";
 /// Name of the ownerless table of `on_agent_loss = "block"`.
 pub const BLOCK_TABLE: &str = "tombolo_block";
 
-impl Default for OwnPorts {
-    fn default() -> Self {
-        Self { outbound: api::ports::OUTBOUND, inbound_plaintext: api::ports::INBOUND_PLAINTEXT, dns: api::ports::DNS }
-    }
-}
-
-impl Default for Wanted {
-    fn default() -> Self {
-        Self {
-            capture: Capture::Mesh,
-            vips: BTreeSet::new(),
-            endpoints: BTreeSet::new(),
-            inbound: BTreeMap::new(),
-            exclusions: Exclusions::default(),
-            dns: None,
-            ports: OwnPorts::default(),
-            source_preservation: false,
-        }
-    }
-}
-
-impl Wanted {
-    /// Whether a new connection to this destination would be captured, exclusions aside.
-    pub fn captures(&self, destination: SocketAddr) -> bool {
-        let address = destination.ip().to_canonical();
-        self.vips.contains(&address)
-            || self.endpoints.contains(&SocketAddr::new(address, destination.port()))
-            || self.capture == Capture::All && !address.is_loopback()
-    }
-
-    /// The same rules with nothing left to take: connections that are captured already go on, new
-    /// ones pass. `intercept off` applies this until the last captured connection has ended.
-    pub fn quiet(&self) -> Self {
-        Self {
-            capture: Capture::Mesh,
-            vips: BTreeSet::new(),
-            endpoints: BTreeSet::new(),
-            inbound: BTreeMap::new(),
-            exclusions: Exclusions::default(),
-            dns: None,
-            ports: self.ports,
-            source_preservation: true,
-        }
-    }
-
-    fn ports_of_mode(&self, mode: InboundMode) -> BTreeSet<u16> {
-        self.inbound.iter().filter(|(_, wanted)| **wanted == mode).map(|(port, _)| *port).collect()
-    }
-}
-
 /// The table that does what is wanted.
 pub fn build(wanted: &Wanted) -> Ruleset {
     let observed = wanted.ports_of_mode(InboundMode::Observe);
@@ -154,7 +51,7 @@ pub fn build(wanted: &Wanted) -> Ruleset {
             deliver_marked: wanted.source_preservation || !observed.is_empty(),
             service_ranges: !wanted.vips.is_empty(),
         },
-        units: wanted.exclusions.units.iter().map(|unit| unit_name(unit)).collect(),
+        units: wanted.exclusions.units.iter().map(|unit| cgroup::unit_name(unit)).collect(),
         cgroups: wanted.exclusions.cgroups.iter().map(|path| path.trim_matches('/').to_owned()).collect(),
     };
     rules.cgroups.remove("");
@@ -270,8 +167,7 @@ impl Ruleset {
     }
 
     fn excluded_destinations(&mut self, chain: &mut Chain, exclusions: &Exclusions) {
-        let interfaces = exclusions.interfaces.iter().cloned().map(Element::Interface);
-        if let Some(set) = self.set_unless_empty(EXCLUDED_INTERFACE, Key::Interface, interfaces) {
+        if let Some(set) = self.set_unless_empty(EXCLUDED_INTERFACE, Key::Interface, interfaces(exclusions)) {
             chain.rule("excluded interfaces", [Statement::OutputInterfaceIn(set), Statement::Return]);
         }
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
@@ -329,7 +225,7 @@ impl Ruleset {
         if strict.is_empty() && observed.is_empty() {
             return chain;
         }
-        let interfaces = wanted.exclusions.interfaces.iter().cloned().map(Element::Interface);
+        let interfaces = interfaces(&wanted.exclusions);
         if let Some(set) = self.set_unless_empty(EXCLUDED_INTERFACE, Key::Interface, interfaces) {
             chain.rule("excluded interfaces", [Statement::InputInterfaceIn(set), Statement::Return]);
         }
@@ -415,6 +311,12 @@ fn endpoints_of(family: Family, endpoints: &BTreeSet<SocketAddr>) -> impl Iterat
     })
 }
 
+/// No interface has an empty name or one over 15 bytes (IFNAMSIZ); cut short it would be another's.
+fn interfaces(exclusions: &Exclusions) -> impl Iterator<Item = Element> {
+    let possible = exclusions.interfaces.iter().filter(|name| (1..=15).contains(&name.len()));
+    possible.cloned().map(Element::Interface)
+}
+
 /// Loopback, multicast and unspecified addresses are no peers, whatever the snapshot says.
 fn is_remote(address: &IpAddr) -> bool {
     !address.is_loopback() && !address.is_multicast() && !address.is_unspecified()
@@ -427,11 +329,6 @@ fn level(path: &str) -> u32 {
 
 fn cgroup_set(level: u32) -> String {
     format!("excluded_cgroup{level}")
-}
-
-/// As systemd does, a name without a type is a service.
-fn unit_name(unit: &str) -> String {
-    if unit.contains('.') { unit.to_owned() } else { format!("{unit}.service") }
 }
 
 /// Before Docker's and firewalld's NAT chains (-100), after connection tracking (-200).

@@ -254,3 +254,6 @@ const ERESTART: i32 = 85;
 const NEST_LIMIT_BYTES: usize = 60_000;
 /// Three nested headers and the flags of a range's end.
 const ELEMENT_OVERHEAD_BYTES: usize = 20;
+
+#[cfg(test)]
+mod tests;

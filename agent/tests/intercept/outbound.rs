@@ -173,6 +173,20 @@ fn service_addresses_work_on_a_host_without_a_default_route() {
 }
 
 #[test]
+fn a_host_with_ipv6_switched_off_has_no_difference_and_no_error() {
+    let Some(lab) = Lab::without_default_routes() else { return };
+    for interface in ["all", "default", "lo", "eth0"] {
+        lab.a.write_sysctl(&format!("net/ipv6/conf/{interface}/disable_ipv6"), "1");
+    }
+    let proxy = lab.a.listen("127.0.0.1:15001");
+    let mut rules = lab.a.intercept(&Wanted { source_preservation: true, ..mesh() });
+    assert_eq!(rules.verify().expect("the kernel answers"), Vec::<String>::new());
+    let mut client = lab.a.connect(format!("{VIP4}:80")).expect("the proxy answers");
+    talk(&mut client, &mut accept(&proxy).0);
+    rules.remove().expect("the rules go");
+}
+
+#[test]
 fn a_host_with_loopback_only_reaches_services_too() {
     let Some(lab) = Lab::without_default_routes() else { return };
     lab.a.run("ip link set eth0 down");
