@@ -17,6 +17,8 @@
 //!
 //! KIND is the lower-case singular, such as `authorizationpolicy`. A refusal is an [`ErrorBody`].
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -63,19 +65,25 @@ pub enum ApplyAction {
 pub struct ResourceList {
     pub revision: u64,
     /// Whole documents, with `metadata.resourceVersion`, `metadata.creationTimestamp` and `status`
-    /// ([`ServiceStatus`] of services).
+    /// ([`ServiceStatus`], [`WorkloadGroupStatus`]).
     pub items: Vec<serde_json::Value>,
 }
 
 /// `status` of a Service and of a ServiceEntry.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ServiceStatus {
-    /// Names callers use: `NAME.NAMESPACE.mesh`, or the hosts of a ServiceEntry.
+    /// Virtual addresses by the name callers use, whether chosen by the operator or by the control
+    /// plane: `NAME.NAMESPACE.mesh`, or the hosts of a ServiceEntry.
     #[serde(default)]
-    pub hostnames: Vec<String>,
-    /// Virtual addresses, whether chosen by the operator or by the control plane.
+    pub addresses: BTreeMap<String, Vec<String>>,
+}
+
+/// `status` of a WorkloadGroup.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WorkloadGroupStatus {
+    /// How many hosts are in it.
     #[serde(default)]
-    pub addresses: Vec<String>,
+    pub hosts: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

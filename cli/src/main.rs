@@ -62,9 +62,11 @@ fn finish(ended: anyhow::Result<Exit>) -> ExitCode {
         Ok(exit) => return exit.into(),
         Err(error) => error,
     };
-    output::error(&format!("{error:#}"));
+    let told = format!("{error:#}");
+    output::error(&told);
     let Some(refusal) = error.downcast_ref::<ClientError>() else { return Exit::Failed.into() };
-    for mistake in refusal.mistakes() {
+    // A single mistake is in the message already.
+    for mistake in refusal.mistakes().iter().filter(|mistake| !told.contains(mistake.as_str())) {
         output::note(&format!("  {mistake}"));
     }
     let hint = refusal.hint();

@@ -199,6 +199,7 @@ const WORKLOAD_GROUP: &[Column] = &[
     }),
     ("PORTS", false, |item| pairs(&item.value["spec"]["template"]["ports"])),
     ("LABELS", false, |item| pairs(&item.value["spec"]["metadata"]["labels"])),
+    ("HOSTS", false, |item| text(&item.value["status"]["hosts"])),
     ("PROCESSES", true, |item| pairs(&item.value["spec"]["metadata"]["annotations"])),
     AGE,
 ];
@@ -288,10 +289,16 @@ const TOKEN: &[Column] = &[
     ("CREATED-BY", true, |item| text(&item.value["created_by"])),
 ];
 
-/// Those that the control plane gave it, else those that were written.
+/// Those that the control plane gave each of its names, else those that were written.
 fn addresses(item: &Item) -> String {
     let (spec, status) = (&item.value["spec"], &item.value["status"]);
-    let known = [&status["addresses"], &spec["clusterIPs"], &spec["addresses"]].map(strings);
+    let mut given: Vec<String> = Vec::new();
+    for address in status["addresses"].as_object().into_iter().flatten().flat_map(|(_, list)| strings(list)) {
+        if !given.contains(&address) {
+            given.push(address);
+        }
+    }
+    let known = [given, strings(&spec["clusterIPs"]), strings(&spec["addresses"])];
     known.into_iter().find(|found| !found.is_empty()).unwrap_or_default().join(",")
 }
 
@@ -348,7 +355,7 @@ mod tests {
             "kind": "Service",
             "metadata": {"name": "orders", "namespace": "shop"},
             "spec": {"ports": [{"port": 80, "targetPort": 8080}, {"port": 81}], "selector": {"app": "orders"}},
-            "status": {"addresses": ["240.240.0.1", "fd74::1"]},
+            "status": {"addresses": {"orders.shop.mesh": ["240.240.0.1", "fd74::1"]}},
         });
         let item = Item { what: What::Resource(info), value };
         let shown = anstream::adapter::strip_str(&tables(&[item], false)).to_string();
