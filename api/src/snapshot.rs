@@ -49,6 +49,7 @@ pub struct Delta {
 }
 
 /// One object that is new or different, or gone.
+#[expect(clippy::large_enum_variant, reason = "nearly all changes are workloads, and a box each would cost more")]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
     Workload(Workload),

@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(JoinToken::parse(&changed), Err(TokenError::Checksum));
         assert_eq!(JoinToken::parse(&text[..20]), Err(TokenError::Length { found: 20, expected: text.len() }));
         assert_eq!(JoinToken::parse("hunter2"), Err(TokenError::Prefix));
-        assert_eq!(JoinToken::parse(&text.replace(last, "!")).is_err(), true);
+        assert_eq!(JoinToken::parse(&text.replace(last, "!")), Err(TokenError::Alphabet));
     }
 
     #[test]

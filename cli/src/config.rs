@@ -20,19 +20,19 @@ use url::Url;
 #[command(next_help_heading = "Connection")]
 pub(crate) struct ConnectionArgs {
     /// The control plane, such as https://mesh.corp.example:15014
-    #[arg(long, env = "TOMBOLO_URL", value_name = "URL")]
+    #[arg(long, env = "TOMBOLO_URL", hide_env_values = true, value_name = "URL")]
     pub(crate) server: Option<String>,
     /// File with the operator's token; TOMBOLO_TOKEN holds the token itself
-    #[arg(long, env = "TOMBOLO_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, env = "TOMBOLO_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// File with the control plane's root certificates (PEM)
-    #[arg(long, env = "TOMBOLO_CA", value_name = "FILE")]
+    #[arg(long, env = "TOMBOLO_CA", hide_env_values = true, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
     /// Instead of --ca: the root certificate's hash, as `tombolo status` prints it
-    #[arg(long, env = "TOMBOLO_CA_PIN", value_name = "sha256:HEX")]
+    #[arg(long, env = "TOMBOLO_CA_PIN", hide_env_values = true, value_name = "sha256:HEX")]
     pub(crate) ca_pin: Option<String>,
     /// Which context of the configuration file to use
-    #[arg(long, env = "TOMBOLO_CONTEXT", value_name = "NAME")]
+    #[arg(long, env = "TOMBOLO_CONTEXT", hide_env_values = true, value_name = "NAME")]
     pub(crate) context: Option<String>,
 }
 

@@ -15,21 +15,19 @@ use serde::Serialize;
 /// `-o` and `--json`, which every command takes.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct OutputArgs {
-    /// How to print the answer
-    #[arg(short, long, value_enum, global = true, value_name = "FORMAT")]
+    /// How to print the answer: table for people (the default), wide with more columns, yaml, json
+    #[arg(short, long, value_enum, global = true, value_name = "FORMAT", hide_possible_values = true)]
     output: Option<Output>,
     /// The same as -o json
     #[arg(long, global = true, conflicts_with = "output")]
     json: bool,
 }
 
-/// A form of the answer.
+/// A form of the answer. The variants have no text of their own, so that help lists them in a line.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
-    /// Columns for people (the default)
     #[default]
     Table,
-    /// The same with more columns
     Wide,
     Yaml,
     Json,
