@@ -237,6 +237,16 @@ fn field<T>(wanted: &[T], unwanted: &[T], is: impl Fn(&T) -> bool) -> bool {
     (wanted.is_empty() || wanted.iter().any(&is)) && !unwanted.iter().any(&is)
 }
 
+/// An IPv4 network in IPv6 dress (`::ffff:10.0.0.0/104`) as what it is: connections are judged by
+/// their canonical addresses, which such a network would never hold.
+pub(crate) fn canonical(net: IpNet) -> IpNet {
+    let mapped = match net {
+        IpNet::V6(v6) => v6.network().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96)),
+        IpNet::V4(_) => None,
+    };
+    mapped.and_then(|(address, bits)| IpNet::new(address.into(), bits).ok()).unwrap_or(net)
+}
+
 impl StringMatch {
     fn matches(&self, value: Option<&str>) -> bool {
         match (self, value) {

@@ -248,7 +248,7 @@ fn network(bytes: &[u8], length: u32) -> Result<IpNet, FieldProblem> {
     };
     let bits = u8::try_from(length).map_err(|_| FieldProblem::PrefixLength { length, address })?;
     let net = IpNet::new(address, bits).map_err(|_| FieldProblem::PrefixLength { length, address })?;
-    Ok(net.trunc())
+    Ok(crate::policy::canonical(net.trunc()))
 }
 
 fn port(value: u32) -> Result<u16, FieldProblem> {

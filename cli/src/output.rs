@@ -93,7 +93,6 @@ impl Table {
         let first = widths.0.is_empty();
         table.set_header(self.header.iter().map(Cell::new));
         for row in &self.rows {
-            // Control characters of foreign names must not reach a terminal.
             table.add_row(row.iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { printable(cell) }));
         }
         let mut needed = table.column_max_content_widths();
@@ -119,8 +118,14 @@ pub(crate) fn yaml<T: Serialize>(value: &T) -> anyhow::Result<String> {
     Ok(if text.ends_with('\n') { text } else { format!("{text}\n") })
 }
 
-fn printable(text: &str) -> String {
+/// Text of others without what would move a terminal's cursor or colour it.
+pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// The same for text of several lines.
+fn printable_lines(text: &str) -> String {
+    text.lines().map(printable).collect::<Vec<_>>().join("\n")
 }
 
 /// Writes to standard output. A reader that has seen enough (`| head`) is no failure.
@@ -134,17 +139,17 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 
 /// A remark beside the answer.
 pub(crate) fn note(text: &str) {
-    anstream::eprintln!("{text}");
+    anstream::eprintln!("{}", printable_lines(text));
 }
 
 /// Something that is probably not meant.
 pub(crate) fn warn(text: &str) {
-    anstream::eprintln!("{} {text}", "warning:".yellow().bold());
+    anstream::eprintln!("{} {}", "warning:".yellow().bold(), printable_lines(text));
 }
 
 /// Why the command failed.
 pub(crate) fn error(text: &str) {
-    anstream::eprintln!("{} {text}", "error:".red().bold());
+    anstream::eprintln!("{} {}", "error:".red().bold(), printable_lines(text));
 }
 
 #[cfg(test)]

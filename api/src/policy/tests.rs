@@ -76,3 +76,13 @@ fn every_field_of_a_match_counts() {
     let presence = Match { not_principals: text(StringMatch::Presence), ..Match::default() };
     assert!(presence.matches(&connection(None)), "strict mode as Istio converts it must match plaintext");
 }
+
+#[test]
+fn an_ipv4_network_in_ipv6_dress_is_an_ipv4_network() {
+    let net = |text: &str| canonical(text.parse().expect("a network"));
+    assert_eq!(net("::ffff:10.0.0.0/104"), net("10.0.0.0/8"));
+    assert_eq!(net("::ffff:10.0.0.1/128"), net("10.0.0.1/32"));
+    for unchanged in ["::/0", "::ffff:0:0/95", "fd00::/8", "10.0.0.0/8"] {
+        assert_eq!(Ok(net(unchanged)), unchanged.parse());
+    }
+}

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use super::mistake::{Mistake, Problem, closest};
 use super::names;
+use crate::policy::canonical;
 
 /// More mistakes than anyone reads; the rest is not collected, so that an answer stays small.
 const MAX_MISTAKES: usize = 50;
@@ -237,7 +238,7 @@ impl<'a> At<'a> {
         let text = self.sibling().text()?;
         let parsed = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
         match parsed {
-            Ok(net) if net.trunc() == net => Some(net),
+            Ok(net) if net.trunc() == net => Some(canonical(net)),
             Ok(net) => self.invalid(&text, format!("a network: bits beyond the prefix are set, write {}", net.trunc())),
             Err(_) => self.invalid(&text, "an address or a network such as 10.0.0.0/8"),
         }

@@ -25,7 +25,7 @@ fn any_ip() -> impl Strategy<Value = IpAddr> {
 fn any_net() -> impl Strategy<Value = IpNet> {
     (any::<IpAddr>(), 0..=128u8).prop_map(|(ip, bits)| {
         let longest = if ip.is_ipv4() { 32 } else { 128 };
-        IpNet::new(ip, bits.min(longest)).expect("fits").trunc()
+        crate::policy::canonical(IpNet::new(ip, bits.min(longest)).expect("fits").trunc())
     })
 }
 

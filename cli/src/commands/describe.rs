@@ -9,7 +9,7 @@ use super::get::{Item, Question};
 use crate::client::Client;
 use crate::config::ConnectionArgs;
 use crate::exit::Exit;
-use crate::output::{Output, Table, error, yaml};
+use crate::output::{Output, Table, error, printable, yaml};
 use crate::views::{self, What};
 
 const EXAMPLES: &str = "\
@@ -86,7 +86,7 @@ fn describe(item: &Item, workloads: Option<&[WorkloadView]>) -> anyhow::Result<S
     let mut text: String = facts
         .iter()
         .filter(|(_, value)| !value.is_empty())
-        .map(|(name, value)| format!("{:width$}  {value}\n", format!("{name}:")))
+        .map(|(name, value)| format!("{:width$}  {}\n", format!("{name}:"), printable(value)))
         .collect();
     if let Value::Object(_) = item.value["spec"] {
         let spec = yaml(&item.value["spec"])?;

@@ -173,9 +173,9 @@ fn list(question: &Question, items: &[Item]) -> Value {
 async fn watch(client: &Client, question: &Question, output: Output) -> anyhow::Result<Exit> {
     let mut known: BTreeMap<String, String> = BTreeMap::new();
     let mut widths = Widths::default();
-    let mut revision = 0_u64;
+    let mut seen = None;
     loop {
-        let waited = changed(client, question, &mut revision).await;
+        let waited = changed(client, question, &mut seen).await;
         let items = match waited {
             Ok(items) => items,
             Err(error) if error.downcast_ref::<ClientError>().is_some_and(is_passing) && !known.is_empty() => {
@@ -188,11 +188,11 @@ async fn watch(client: &Client, question: &Question, output: Output) -> anyhow::
         let mut now = BTreeMap::new();
         let mut fresh = Vec::new();
         for item in items {
-            let (key, seen) = (views::key(&item), views::essence(&item));
-            if known.get(&key) != Some(&seen) {
+            let (key, essence) = (views::key(&item), views::essence(&item));
+            if known.get(&key) != Some(&essence) {
                 fresh.push(item);
             }
-            now.insert(key, seen);
+            now.insert(key, essence);
         }
         for gone in known.keys().filter(|key| !now.contains_key(*key)) {
             note(&format!("{gone} deleted"));
@@ -202,24 +202,21 @@ async fn watch(client: &Client, question: &Question, output: Output) -> anyhow::
     }
 }
 
-/// Waits for a newer revision than the one seen last. Workloads and hosts also change without one,
-/// by their leases, so the list is asked for after the wait in any case.
-async fn changed(client: &Client, question: &Question, revision: &mut u64) -> anyhow::Result<Vec<Item>> {
+/// Waits for a newer revision than the one seen last, if one was. Workloads and hosts also change
+/// without one, by their leases, so the list is asked for after the wait in any case.
+async fn changed(client: &Client, question: &Question, seen: &mut Option<u64>) -> anyhow::Result<Vec<Item>> {
     let patience = match question.what {
         What::Resource(_) | What::All => PATIENCE,
         What::Workload | What::Host | What::Token => AGAIN,
     };
-    let (since, timeout) = (revision.to_string(), patience.as_secs().to_string());
+    let patience = if seen.is_some() { patience } else { Duration::ZERO };
+    let (since, timeout) = (seen.unwrap_or_default().to_string(), patience.as_secs().to_string());
     let query = [("since", since.as_str()), ("timeout_s", timeout.as_str())];
-    let patience = if *revision == 0 { Duration::ZERO } else { patience };
-    if *revision != 0 {
-        let answer: WatchAnswer = client.wait(&["watch"], &query, patience).await?;
-        *revision = answer.revision.max(*revision);
-        return question.ask_or_none(client).await;
+    let answer: WatchAnswer = client.wait(&["watch"], &query, patience).await?;
+    match seen.replace(answer.revision) {
+        Some(_) => question.ask_or_none(client).await,
+        None => question.ask(client).await,
     }
-    let answer: WatchAnswer = client.wait(&["watch"], &[("since", "0"), ("timeout_s", "0")], patience).await?;
-    *revision = answer.revision.max(1);
-    question.ask(client).await
 }
 
 impl Question {
