@@ -10,7 +10,7 @@ use std::time::Instant;
 use api::admin::ConnectionView;
 use api::{WorkloadUid, policy};
 
-use crate::net::copy::Traffic;
+use crate::net::traffic::Traffic;
 use crate::report::Facts;
 
 /// The list. Clones share it.

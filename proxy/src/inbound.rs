@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use api::{LocalWorkload, Snapshot, Workload};
+use api::{LocalWorkload, Service, Snapshot, Workload};
 use identity::Credentials;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -184,6 +184,14 @@ pub(crate) fn workload_at(
     let at_address = |local: &&LocalWorkload| known(local).is_some_and(|w| w.addresses.contains(&address));
     let found = locals.iter().filter(has_port).find(at_address).or_else(|| locals.iter().find(has_port))?;
     Some((found, known(found)))
+}
+
+/// The service that a connection to `port` of `workload` belongs to, for telemetry: a caller says only
+/// the address. Where several have the port it is the first by name.
+pub(crate) fn service_of(snapshot: &Snapshot, workload: &Workload, port: u16) -> Option<Arc<Service>> {
+    let mut services = workload.services.iter();
+    let (key, _) = services.find(|(_, ports)| ports.iter().any(|p| p.target_port == port))?;
+    snapshot.service(key).cloned()
 }
 
 /// Handshakes in progress. Beyond the limit the oldest is given up: an honest peer needs milliseconds,

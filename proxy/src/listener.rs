@@ -108,7 +108,11 @@ impl Listener {
                 }
             };
             match accepted {
-                Ok((stream, client)) => take(stream, client),
+                Ok((stream, client)) => {
+                    // Under load the timer does not get its turn.
+                    heartbeats.beat(&beat);
+                    take(stream, client);
+                }
                 Err(error) if of_one_connection(&error) => {}
                 Err(error) => {
                     metrics.accept_errors.get_or_create(&Label("listener", self.purpose)).inc();

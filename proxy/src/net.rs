@@ -5,3 +5,4 @@
 pub(crate) mod addr;
 pub(crate) mod copy;
 pub mod socket;
+pub(crate) mod traffic;

@@ -11,6 +11,7 @@ use api::{Snapshot, SpiffeId, Workload};
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
+use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use identity::tls;
 use telemetry::Chain;
@@ -25,7 +26,7 @@ use crate::drain::{DrainWatch, Tasks};
 use crate::hbone::server::Server;
 use crate::hbone::{Authority, AuthorityError, BAGGAGE, Baggage, FORWARDED, TRACEPARENT};
 use crate::inbound::authorize::{judge, review_one};
-use crate::inbound::{DialError, HandshakeGuard, Shared, workload_at};
+use crate::inbound::{DialError, HandshakeGuard, Shared, service_of, workload_at};
 use crate::metrics::{Label, Party};
 use crate::net::addr::{ClientAddr, OrigDst, UpstreamAddr};
 use crate::net::copy::{End, copy_both_ways};
@@ -172,10 +173,10 @@ impl Stream {
     }
 
     pub(crate) async fn serve(mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        let (head, recv) = request.into_parts();
         // Boxed, so that a connection that has found its application gives the room back.
-        match Box::pin(self.accept(&request, &mut respond)).await {
+        match Box::pin(self.accept(head, &mut respond)).await {
             Ok((application, send, judged)) => {
-                let recv = request.into_body();
                 let open = self.report.open(Some(judged));
                 // Policies may have changed while the application was dialled.
                 review_one(&self.shared.view.load(), &open, &self.shared.observers);
@@ -197,17 +198,18 @@ impl Stream {
     /// All the checks, and the application connected.
     async fn accept(
         &mut self,
-        request: &Request<RecvStream>,
+        request: Parts,
         respond: &mut SendResponse<Bytes>,
     ) -> Result<(TcpStream, h2::SendStream<Bytes>, Judged), InboundError> {
         let snapshot = self.shared.view.load();
         self.report.facts.revision = snapshot.revision();
         self.report.facts.source.workload = source_workload(&snapshot, &self.peer);
-        self.log_headers(request);
-        let target = self.target(&snapshot, request)?;
+        self.log_headers(&request);
+        let target = self.target(&snapshot, &request)?;
         self.report.facts.upstream = Some(target.address.get());
         self.report.facts.destination =
             Party { workload: Some(target.workload.clone()), identity: target.workload.identity().ok() };
+        self.report.facts.service = service_of(&snapshot, &target.workload, target.address.get().port());
         let judged = self.authorize(&snapshot, &target)?;
         let dialled = self.shared.dial(self.peer.client, target.address).await;
         let application = dialled.map_err(InboundError::Dial)?;
@@ -220,11 +222,11 @@ impl Stream {
     }
 
     /// Which workload is meant, and where it listens.
-    fn target(&mut self, snapshot: &Snapshot, request: &Request<RecvStream>) -> Result<Target, InboundError> {
-        if request.method() != Method::CONNECT {
-            return Err(InboundError::Method { method: request.method().clone() });
+    fn target(&mut self, snapshot: &Snapshot, request: &Parts) -> Result<Target, InboundError> {
+        if request.method != Method::CONNECT {
+            return Err(InboundError::Method { method: request.method.clone() });
         }
-        let authority = request.uri().authority().ok_or(InboundError::NoAuthority)?;
+        let authority = request.uri.authority().ok_or(InboundError::NoAuthority)?;
         let authority: Authority = authority.as_str().parse().map_err(InboundError::Authority)?;
         let port = match &authority {
             Authority::Address(address) => {
@@ -263,12 +265,12 @@ impl Stream {
         Ok(Judged { workload: target.workload.uid.clone(), connection })
     }
 
-    fn log_headers(&self, request: &Request<RecvStream>) {
-        let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    fn log_headers(&self, request: &Parts) {
+        let header = |name: &str| request.headers.get(name).and_then(|value| value.to_str().ok());
         debug!(
             src.addr = %self.peer.client,
             src.identity = %self.peer.identity,
-            authority = request.uri().authority().map(|authority| authority.as_str()),
+            authority = request.uri.authority().map(|authority| authority.as_str()),
             baggage = header(BAGGAGE),
             forwarded = header(FORWARDED),
             traceparent = header(TRACEPARENT),

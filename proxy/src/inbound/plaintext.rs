@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 use crate::connections::Judged;
 use crate::inbound::authorize::{judge, review_one};
-use crate::inbound::{DialError, Shared, workload_at};
+use crate::inbound::{DialError, Shared, service_of, workload_at};
 use crate::metrics::Party;
 use crate::net::addr::{ClientAddr, OrigDst, UpstreamAddr};
 use crate::net::copy::{End, copy_both_ways};
@@ -80,6 +80,7 @@ async fn accept(
     let target = UpstreamAddr::new(dialled.get());
     report.facts.upstream = Some(target.get());
     report.facts.destination = Party { workload: Some(workload.clone()), identity: None };
+    report.facts.service = service_of(&snapshot, workload, port);
     report.facts.source.workload = snapshot.workloads_at(client.get().ip()).min_by_key(|w| w.uid.clone()).cloned();
     let connection = policy::Connection { source: None, source_ip: client.get().ip(), destination: target.get() };
     let verdict = judge(&snapshot, workload, &connection);

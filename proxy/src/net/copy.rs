@@ -7,38 +7,23 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::task::AtomicWaker;
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::net::socket::reset_on_close;
+use crate::net::traffic::Traffic;
 
 /// One end of a relayed connection.
 pub(crate) enum End {
     Tcp(TcpStream),
     Tunnel { send: SendStream<Bytes>, recv: RecvStream },
-}
-
-/// What one connection has moved so far, and whether it has to stop. Shared with whoever shows or
-/// ends connections.
-#[derive(Debug, Default)]
-pub(crate) struct Traffic {
-    /// Bytes from the client to the upstream (Istio's "received").
-    received: AtomicU64,
-    /// Bytes from the upstream to the client (Istio's "sent").
-    sent: AtomicU64,
-    received_counted: AtomicU64,
-    sent_counted: AtomicU64,
-    stopped: OnceLock<String>,
-    waker: AtomicWaker,
 }
 
 /// Why bytes stopped moving before both sides had ended.
@@ -69,7 +54,8 @@ pub(crate) async fn copy_both_ways(
     idle_timeout: Option<Duration>,
 ) -> Result<(), CopyError> {
     let idle = idle_timeout.map(Idle::new);
-    let mut relay = Relay { client, upstream, request: Flow::new(), response: Flow::new(), idle, whole: false };
+    let (request, response) = (Flow::new(), Flow::new());
+    let mut relay = Relay { client, upstream, request, response, idle, half_closed: None, whole: false };
     poll_fn(|cx| relay.poll(cx, traffic)).await
 }
 
@@ -79,6 +65,8 @@ struct Relay {
     request: Flow,
     response: Flow,
     idle: Option<Idle>,
+    /// Runs while one direction has ended.
+    half_closed: Option<Pin<Box<Sleep>>>,
     /// Both directions ended as their senders wanted.
     whole: bool,
 }
@@ -113,46 +101,10 @@ struct Idle {
     moved_before: u64,
 }
 
-impl Traffic {
-    pub(crate) fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
-    }
-
-    /// Received and sent bytes that no earlier call has returned.
-    pub(crate) fn take_uncounted(&self) -> (u64, u64) {
-        let taken = |now: u64, counted: &AtomicU64| now.saturating_sub(counted.fetch_max(now, Ordering::Relaxed));
-        (taken(self.received(), &self.received_counted), taken(self.sent(), &self.sent_counted))
-    }
-
-    /// Ends the connection from outside; the first reason counts.
-    pub(crate) fn stop(&self, reason: String) {
-        if self.stopped.set(reason).is_ok() {
-            self.waker.wake();
-        }
-    }
-
-    /// Why the connection has to end, if it has to.
-    pub(crate) fn stopped(&self) -> Option<&str> {
-        self.stopped.get().map(String::as_str)
-    }
-
-    fn poll_stopped(&self, cx: &Context<'_>) -> Poll<CopyError> {
-        self.waker.register(cx.waker());
-        match self.stopped.get() {
-            Some(reason) => Poll::Ready(CopyError::Stopped { reason: reason.clone() }),
-            None => Poll::Pending,
-        }
-    }
-}
-
 impl Relay {
     fn poll(&mut self, cx: &mut Context<'_>, traffic: &Traffic) -> Poll<Result<(), CopyError>> {
-        if let Poll::Ready(error) = traffic.poll_stopped(cx) {
-            return Poll::Ready(Err(error));
+        if let Poll::Ready(reason) = traffic.poll_stopped(cx) {
+            return Poll::Ready(Err(CopyError::Stopped { reason: reason.to_owned() }));
         }
         let request = self.request.poll(cx, &mut self.client, &mut self.upstream, &traffic.received);
         if let Poll::Ready(Err(broken)) = request {
@@ -173,9 +125,30 @@ impl Relay {
         if let Poll::Ready(source) = self.client.poll_reset(cx) {
             return Poll::Ready(Err(self.broken(Broken::From(source), true)));
         }
+        if (request.is_ready() || response.is_ready())
+            && let Poll::Ready(error) = self.poll_half_closed(cx)
+        {
+            return Poll::Ready(Err(error));
+        }
         match &mut self.idle {
             Some(idle) => idle.poll(cx, traffic).map(Err),
             None => Poll::Pending,
+        }
+    }
+
+    /// Once nothing is read from a socket any more, nothing tells that its peer is gone for good: the
+    /// kernel knows (keepalive, a reset), and is asked now and then.
+    fn poll_half_closed(&mut self, cx: &mut Context<'_>) -> Poll<CopyError> {
+        let timer = self.half_closed.get_or_insert_with(|| Box::pin(sleep(HALF_CLOSED_CHECK)));
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if let Some(source) = self.client.error() {
+                return Poll::Ready(CopyError::Client { source });
+            }
+            if let Some(source) = self.upstream.error() {
+                return Poll::Ready(CopyError::Upstream { source });
+            }
+            timer.as_mut().reset(Instant::now() + HALF_CLOSED_CHECK);
         }
     }
 
@@ -331,6 +304,14 @@ impl End {
         }
     }
 
+    /// What the kernel has found out about the socket and nobody has read yet.
+    fn error(&self) -> Option<io::Error> {
+        match self {
+            Self::Tcp(stream) => stream.take_error().ok().flatten(),
+            Self::Tunnel { .. } => None,
+        }
+    }
+
     fn reset(&mut self, reason: Reason) {
         match self {
             Self::Tcp(stream) => reset_on_close(stream),
@@ -389,5 +370,7 @@ impl Idle {
 const SMALL_READ_BYTES: usize = (16 << 10) - 9;
 /// Reads of a stream that keeps the reader busy: four records in one frame.
 const LARGE_READ_BYTES: usize = (64 << 10) - 9;
+/// How often a half-closed connection is looked after. Keepalive gives a silent peer up after longer.
+const HALF_CLOSED_CHECK: Duration = Duration::from_secs(60);
 /// Less room than this is not worth a read; new room is made.
 const SMALLEST_ROOM_BYTES: usize = 2 << 10;

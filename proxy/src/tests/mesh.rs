@@ -81,6 +81,11 @@ pub(super) fn id(account: &str) -> SpiffeId {
 struct Intercepted(Mutex<HashMap<SocketAddr, (SocketAddr, Option<WorkloadUid>)>>);
 
 impl Intercepted {
+    fn note(&self, client: SocketAddr, to: SocketAddr, workload: Option<&str>) {
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        table.insert(client, (to, workload.map(WorkloadUid::from)));
+    }
+
     fn of(&self, client: SocketAddr) -> Option<(SocketAddr, Option<WorkloadUid>)> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&client).cloned()
     }
@@ -148,9 +153,7 @@ impl Host {
         let socket = if listener.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.expect("a socket");
         socket.bind(SocketAddr::new(listener.ip(), 0)).expect("loopback has free ports");
         let client = socket.local_addr().expect("bound");
-        let mut table = self.intercepted.0.lock().unwrap_or_else(PoisonError::into_inner);
-        table.insert(client, (to, workload.map(WorkloadUid::from)));
-        drop(table);
+        self.intercepted.note(client, to, workload);
         socket.connect(listener).await.expect("the proxy listens")
     }
 
@@ -332,7 +335,7 @@ impl io::Write for Log {
     }
 }
 
-fn watch_log() {
+pub(super) fn watch_log() {
     LOG.get_or_init(|| {
         let log = Log::default();
         let writer = log.clone();

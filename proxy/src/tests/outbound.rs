@@ -1,7 +1,7 @@
 //! What a local process sees when it dials something.
 use super::mesh::*;
 use crate::config::Config;
-use crate::testing::{endpoint_of, service, workload};
+use crate::testing::{endpoint_of, host, local, service, workload};
 use api::TunnelProtocol;
 use api::snapshot::Change;
 use std::io::ErrorKind;
@@ -144,4 +144,31 @@ async fn a_silent_endpoint_costs_one_timeout() {
     assert_eq!(refused(&mut client).await, ErrorKind::ConnectionReset);
     let line = logged(&[&client.local_addr().expect("an address").to_string(), "refused"]).await;
     assert!(line["error"].as_str().expect("text").contains("within 200ms"), "{line}");
+}
+
+#[tokio::test]
+async fn each_workload_of_a_host_proves_itself() {
+    let app = app().await;
+    let mesh = Mesh::start(&app).await;
+    echo(app);
+    let second = app_at(&mesh.app.ip().to_string()).await;
+    let port = second.local_addr().expect("bound").port();
+    echo(second);
+    let billing_service = service("billing", "shop", &["240.240.0.30"], &[80]);
+    let billing = workload("tombolo/shop/billing/b", "shop", "billing", &[&mesh.app.ip().to_string()]);
+    let billing = endpoint_of(billing, &billing_service, 80, port);
+    let orders = mesh.b.view.load().workload(ORDERS).expect("it is in the mesh").clone();
+    let locals = vec![local(&orders, &[mesh.app.port()]), local(&billing, &[port])];
+    let changes = vec![Change::Service(billing_service), Change::Workload(billing)];
+    mesh.a.publish(changes.clone());
+    mesh.b.publish(changes.into_iter().chain([Change::Host(host(locals))]).collect());
+    mesh.b.credentials.publish(mesh.ca.svid(&id("billing")));
+    for (vip, account) in [("240.240.0.1:80", "orders"), ("240.240.0.30:80", "billing")] {
+        let mut client = mesh.a.dial(vip.parse().expect("an address"), Some(WEB)).await;
+        assert_eq!(ask(&mut client, "hello").await.expect("echoed"), "hello", "{account}");
+        let address = client.local_addr().expect("an address").to_string();
+        drop(client);
+        let line = logged(&[&address, "outbound connection closed"]).await;
+        assert_eq!(line["dst.identity"], id(account).to_string());
+    }
 }

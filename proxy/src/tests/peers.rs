@@ -166,14 +166,26 @@ async fn a_peer_without_a_certificate_of_the_mesh_gets_no_tunnel() {
     assert!(mesh.b.metric("tombolo_inbound_handshakes_total", &["result=\"failed\""]) >= 2.0);
 }
 
-/// A tunnel port that is not ours: says what it was asked, answers `status`, echoes.
+/// How a peer behaves.
+#[derive(Clone, Copy)]
+struct Manners {
+    status: StatusCode,
+    /// The limit of its SETTINGS.
+    max_streams: u32,
+    /// Says GOAWAY on a connection after so many streams.
+    streams_before_goaway: usize,
+}
+
+const OK: Manners = Manners { status: StatusCode::OK, max_streams: 200, streams_before_goaway: usize::MAX };
+
+/// A tunnel port that is not ours: says what it was asked, answers, echoes.
 struct Peer {
     address: SocketAddr,
     asked: tokio::sync::mpsc::UnboundedReceiver<http::request::Parts>,
 }
 
 impl Peer {
-    async fn start(credentials: Credentials, account: &str, status: StatusCode) -> Self {
+    async fn start(credentials: Credentials, account: &str, manners: Manners) -> Self {
         let listener = app().await;
         let address = listener.local_addr().expect("bound");
         let config = tls::server_config(&credentials, &id(account), &[tls::HBONE_ALPN]).expect("a configuration");
@@ -184,23 +196,22 @@ impl Peer {
                 let (acceptor, asks) = (acceptor.clone(), asks.clone());
                 tokio::spawn(async move {
                     let Ok(stream) = acceptor.accept(tcp).await else { return };
-                    let mut connection = h2::server::handshake(stream).await.expect("a preface");
+                    let mut builder = h2::server::Builder::new();
+                    builder.max_concurrent_streams(manners.max_streams);
+                    let mut connection = builder.handshake::<_, Bytes>(stream).await.expect("a preface");
+                    let mut streams = 0;
                     while let Some(Ok((request, mut respond))) = connection.accept().await {
-                        let (head, mut body) = request.into_parts();
+                        streams += 1;
+                        if streams == manners.streams_before_goaway {
+                            connection.graceful_shutdown();
+                        }
+                        let (head, body) = request.into_parts();
                         // The test may have ended.
                         let _ = asks.send(head);
-                        let response = Response::builder().status(status).body(()).expect("a response");
-                        let refused = status != StatusCode::OK;
-                        let mut send = respond.send_response(response, refused).expect("sends");
-                        tokio::spawn(async move {
-                            while let Some(Ok(data)) = body.data().await {
-                                let _ = body.flow_control().release_capacity(data.len());
-                                if send.send_data(data, false).is_err() {
-                                    return;
-                                }
-                            }
-                            let _ = send.send_data(Bytes::new(), true);
-                        });
+                        let response = Response::builder().status(manners.status).body(()).expect("a response");
+                        let refused = manners.status != StatusCode::OK;
+                        let send = respond.send_response(response, refused).expect("sends");
+                        tokio::spawn(echo_stream(body, send));
                     }
                 });
             }
@@ -218,6 +229,17 @@ impl Peer {
     }
 }
 
+async fn echo_stream(mut body: RecvStream, mut send: SendStream<Bytes>) {
+    while let Some(Ok(data)) = body.data().await {
+        let released = body.flow_control().release_capacity(data.len());
+        if released.is_err() || send.send_data(data, false).is_err() {
+            return;
+        }
+    }
+    // The caller may have reset, which is as good an end.
+    let _ = send.send_data(Bytes::new(), true);
+}
+
 fn vip() -> SocketAddr {
     ([240, 240, 0, 1], 80).into()
 }
@@ -225,7 +247,7 @@ fn vip() -> SocketAddr {
 #[tokio::test]
 async fn a_peer_reads_the_request_that_ztunnel_would_send() {
     let ca = Ca::new();
-    let mut peer = Peer::start(ca.credentials(&["orders"]), "orders", StatusCode::OK).await;
+    let mut peer = Peer::start(ca.credentials(&["orders"]), "orders", OK).await;
     let host = peer.caller(&ca).await;
     let mut client = host.dial(vip(), Some(WEB)).await;
     assert_eq!(ask(&mut client, "hello").await.expect("echoed"), "hello");
@@ -249,7 +271,7 @@ async fn a_peer_reads_the_request_that_ztunnel_would_send() {
 async fn a_peer_that_refuses_is_told_with_its_status() {
     let ca = Ca::new();
     for (status, flag) in [(StatusCode::UNAUTHORIZED, "DENY"), (StatusCode::SERVICE_UNAVAILABLE, "CONNECT")] {
-        let peer = Peer::start(ca.credentials(&["orders"]), "orders", status).await;
+        let peer = Peer::start(ca.credentials(&["orders"]), "orders", Manners { status, ..OK }).await;
         let host = peer.caller(&ca).await;
         let mut client = host.dial(vip(), Some(WEB)).await;
         assert_eq!(refused(&mut client).await, std::io::ErrorKind::ConnectionReset);
@@ -263,7 +285,7 @@ async fn a_peer_that_refuses_is_told_with_its_status() {
 #[tokio::test]
 async fn a_peer_that_proves_to_be_another_gets_no_byte() {
     let ca = Ca::new();
-    let mut peer = Peer::start(ca.credentials(&["impostor"]), "impostor", StatusCode::OK).await;
+    let mut peer = Peer::start(ca.credentials(&["impostor"]), "impostor", OK).await;
     let host = peer.caller(&ca).await;
     let mut client = host.dial(vip(), Some(WEB)).await;
     assert_eq!(refused(&mut client).await, std::io::ErrorKind::ConnectionReset);
@@ -277,11 +299,46 @@ async fn a_peer_that_proves_to_be_another_gets_no_byte() {
 #[tokio::test]
 async fn an_identity_of_the_service_is_as_good_as_the_workloads() {
     let ca = Ca::new();
-    let peer = Peer::start(ca.credentials(&["gateway"]), "gateway", StatusCode::OK).await;
+    let peer = Peer::start(ca.credentials(&["gateway"]), "gateway", OK).await;
     let host = peer.caller(&ca).await;
     let mut service = orders_service();
     service.subject_alt_names = vec![id("gateway").to_string()];
     host.publish(vec![api::snapshot::Change::Service(service)]);
     let mut client = host.dial(vip(), Some(WEB)).await;
     assert_eq!(ask(&mut client, "hello").await.expect("echoed"), "hello");
+}
+
+#[tokio::test]
+async fn a_peer_that_says_goaway_is_left_for_a_new_connection() {
+    let ca = Ca::new();
+    let manners = Manners { streams_before_goaway: 2, ..OK };
+    let peer = Peer::start(ca.credentials(&["orders"]), "orders", manners).await;
+    let host = peer.caller(&ca).await;
+    let mut open = Vec::new();
+    for n in 0..9 {
+        let mut client = host.dial(vip(), Some(WEB)).await;
+        assert_eq!(ask(&mut client, "hello").await.expect("echoed"), "hello", "{n}");
+        open.push(client);
+    }
+    for client in &mut open {
+        assert_eq!(ask(client, "still").await.expect("streams before GOAWAY go on"), "still");
+    }
+    assert!(host.metric("tombolo_tunnels_made_total", &["result=\"ok\""]) >= 2.0);
+    drop(open);
+    until("the old connections to close", || (host.metric("tombolo_tunnels_open", &[]) <= 1.0).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_allows_one_stream_gets_one_on_each_connection() {
+    let ca = Ca::new();
+    let manners = Manners { max_streams: 1, ..OK };
+    let peer = Peer::start(ca.credentials(&["orders"]), "orders", manners).await;
+    let host = peer.caller(&ca).await;
+    let mut open = Vec::new();
+    for n in 0..5 {
+        let mut client = host.dial(vip(), Some(WEB)).await;
+        assert_eq!(ask(&mut client, "hello").await.expect("echoed"), "hello", "{n}");
+        open.push(client);
+    }
+    assert_eq!(host.metric("tombolo_tunnels_open", &[]), 5.0);
 }

@@ -1,7 +1,8 @@
 //! How much each connection holds while it is open. A future that grows is memory times connections.
 use super::mesh::*;
 use crate::inbound::connection::Stream;
-use crate::net::copy::{End, Traffic, copy_both_ways};
+use crate::net::copy::{End, copy_both_ways};
+use crate::net::traffic::Traffic;
 use crate::outbound::connection::Connection;
 use tokio::net::TcpStream;
 
@@ -14,8 +15,8 @@ async fn the_futures_of_a_connection_stay_small() {
     let check =
         |what: &str, bytes: usize, limit: usize| assert!(bytes <= limit, "{what}: {bytes} bytes (limit {limit})");
     check("copying", size_of_val(&copy), 500);
-    check("outbound", of_method(&Connection::serve), 2000);
-    check("a stream", of_method2(&Stream::serve), 2200);
+    check("outbound", of_method(&Connection::serve), 2048);
+    check("a stream", of_method2(&Stream::serve), 2048);
 }
 
 /// The size of the future that a method makes.

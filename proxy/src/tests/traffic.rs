@@ -4,6 +4,7 @@ use crate::config::Config;
 use rand::RngExt;
 use sha2::{Digest, Sha256};
 use std::io::ErrorKind;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -31,7 +32,7 @@ async fn a_call_by_service_or_by_address_goes_through_a_tunnel() {
     }
     let line = logged(&[&mesh.app.to_string(), "\"inbound\"", "access"]).await;
     assert_eq!(line["src.identity"], id("web").to_string());
-    assert_eq!(line["workload.id"], ORDERS);
+    assert_eq!((&line["workload.id"], &line["dst.service"]), (&ORDERS.into(), &"orders.shop.mesh".into()));
     let labels = ["reporter=\"source\"", "destination_service=\"orders.shop.mesh\"", "security_policy=\"mutual_tls\""];
     assert_eq!(mesh.a.metric("istio_tcp_connections_opened_total", &labels), 1.0);
     assert_eq!(mesh.a.metric("istio_tcp_connections_closed_total", &["source_workload=\"web\""]), 2.0);
@@ -152,4 +153,48 @@ async fn an_idle_connection_is_closed_only_where_a_limit_is_set() {
     assert_eq!(refused(&mut client).await, ErrorKind::ConnectionReset);
     let line = logged(&[&client.local_addr().expect("an address").to_string(), "access"]).await;
     assert_eq!(line["flag"], "IDLE_TIMEOUT");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_connections_of_every_kind_leave_nothing_behind() {
+    let app = app().await;
+    let mesh = Arc::new(Mesh::start(&app).await);
+    echo(app);
+    let mut clients = tokio::task::JoinSet::new();
+    for n in 0..300_usize {
+        let mesh = mesh.clone();
+        clients.spawn(async move {
+            let (mut read, mut write) = mesh.dial().await.into_split();
+            let sent = vec![u8::try_from(n % 251).expect("small"); (n * 7919) % 200_000];
+            let expected = sent.clone();
+            let sender = tokio::spawn(async move {
+                // A third is cut in the middle; the others end in order.
+                let cut = if n % 3 == 0 { sent.len() / 2 } else { sent.len() };
+                let written = write.write_all(&sent[..cut]).await;
+                if n % 3 == 0 {
+                    write.as_ref().set_zero_linger().expect("sets");
+                } else {
+                    write.shutdown().await.expect("half-closes");
+                }
+                written
+            });
+            let mut received = Vec::new();
+            if n % 3 == 0 {
+                // Both halves are dropped with a linger of zero: a reset, at any point of the transfer.
+                let _ = sender.await.expect("does not panic");
+                return;
+            }
+            let result = within("the echo", read.read_to_end(&mut received)).await;
+            sender.await.expect("does not panic").expect("sends");
+            result.expect("ends in order");
+            assert!(received == expected, "{n}: {} of {} bytes", received.len(), expected.len());
+        });
+    }
+    while let Some(result) = clients.join_next().await {
+        result.expect("does not panic");
+    }
+    until("all to end", || (mesh.a.handle.open() + mesh.b.handle.open() == 0).then_some(())).await;
+    assert_eq!(mesh.a.metric("istio_tcp_sockets_open", &[]), 0.0);
+    let mut client = mesh.dial().await;
+    assert_eq!(ask(&mut client, "and it goes on").await.expect("echoed"), "and it goes on");
 }
