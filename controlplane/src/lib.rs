@@ -5,11 +5,15 @@
 
 pub mod app;
 mod audit;
+pub mod cli;
+pub mod config;
 pub mod grpc;
 pub mod issuer;
 pub mod metrics;
 pub mod registry;
 pub mod resources;
+pub mod rest;
+pub mod run;
 pub mod snapshot;
 pub mod store;
 

@@ -118,6 +118,20 @@ impl Store {
         Ok(world)
     }
 
+    /// Keeps a fact of the installation unless it is known; what is kept now.
+    pub async fn remember(&self, key: &str, value: &str) -> Result<String, StoreError> {
+        let values = vec![key.into(), value.into()];
+        self.execute_quietly("INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING", values)
+            .await?;
+        Ok(self.remembered(key).await?.unwrap_or_else(|| value.to_owned()))
+    }
+
+    /// A fact of the installation.
+    pub async fn remembered(&self, key: &str) -> Result<Option<String>, StoreError> {
+        let rows = self.fetch_quietly("SELECT value FROM meta WHERE key = $1", vec![key.into()]).await?;
+        rows.first().map(|row| row.text(0)).transpose()
+    }
+
     /// Ends the watcher and closes the database. Other clones fail from here on.
     pub async fn close(&self) {
         self.inner.watcher.abort();
