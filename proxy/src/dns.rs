@@ -144,10 +144,10 @@ async fn serve_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>, work: Tasks, dra
         };
         let (shared, socket, bytes) = (shared.clone(), socket.clone(), buffer[..length].to_vec());
         work.spawn(async move {
-            if let Some(reply) = shared.answer(&bytes, peer, Transport::Udp).await {
-                if let Err(error) = socket.send_to(&reply, peer).await {
-                    debug!(%error, "a DNS answer could not be sent");
-                }
+            if let Some(reply) = shared.answer(&bytes, peer, Transport::Udp).await
+                && let Err(error) = socket.send_to(&reply, peer).await
+            {
+                debug!(%error, "a DNS answer could not be sent");
             }
             drop(slot);
         });

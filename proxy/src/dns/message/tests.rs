@@ -4,7 +4,11 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode}
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
-use super::super::answer::Answer;
+use api::snapshot::Change;
+use api::{Delta, Port, Service, Snapshot};
+use proptest::prelude::*;
+
+use super::super::answer::{Answer, answer};
 use super::{Malformed, Request, is_truncated, response_code};
 
 fn question(payload: Option<u16>) -> Vec<u8> {
@@ -148,5 +152,70 @@ fn only_the_reply_to_the_question_is_taken() {
     ];
     for (what, bytes, expect) in table {
         assert_eq!(request.is_answered_by(&bytes, id), expect, "{what}");
+    }
+}
+
+fn snapshot() -> Snapshot {
+    let port = Port { service_port: 80, target_port: 80, app_protocol: api::service::AppProtocol::Http11 };
+    let service = |hostname: &str| Service {
+        name: "orders".to_owned(),
+        namespace: "shop".to_owned(),
+        hostname: hostname.to_owned(),
+        vips: vec!["240.240.0.5".parse().expect("an address"), "fd74:6d62:6f6c::5".parse().expect("an address")],
+        ports: vec![port],
+        subject_alt_names: Vec::new(),
+        allow_unhealthy: false,
+    };
+    let changes = ["orders.shop.mesh", "*.files.example"].map(|host| Change::Service(service(host)));
+    Snapshot::default().apply(Delta { revision: 1, changes: changes.into() })
+}
+
+/// What holds for any bytes; tests/fuzz/fuzz_targets/dns.rs looks for bytes for which it does not.
+fn check(bytes: &[u8]) {
+    let request = match Request::read(bytes) {
+        Ok(request) => request,
+        Err(malformed) => {
+            let is_error = |reply: Vec<u8>| reply[..2] == bytes[..2] && reply.len() == 12 && reply[2] & 0x80 != 0;
+            return assert!(malformed.reply.is_none_or(is_error), "{bytes:?}");
+        }
+    };
+    let decided = answer(&snapshot(), request.question(), Some("shop"));
+    if let Some(reply) = request.reply(decided, 7, request.udp_limit()) {
+        assert!(reply.len() <= request.udp_limit(), "{bytes:?}");
+        assert!(request.is_answered_by(&reply, request.id()), "{bytes:?} {reply:?}");
+        parse(&reply);
+    }
+    assert!(!request.is_answered_by(bytes, request.id()), "a question is no reply: {bytes:?}");
+    assert!(request.relay(bytes.to_vec(), request.udp_limit()).len() <= request.udp_limit(), "{bytes:?}");
+}
+
+#[test]
+fn the_fuzz_corpus_holds_no_surprise() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fuzz/corpus/dns");
+    let inputs = std::fs::read_dir(folder).expect("the corpus is checked in");
+    let inputs: Vec<_> = inputs.map(|file| std::fs::read(file.expect("readable").path()).expect("readable")).collect();
+    assert!(inputs.len() >= 30, "{}", inputs.len());
+    inputs.iter().for_each(|bytes| check(bytes));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_break_the_server(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+        check(&bytes);
+    }
+
+    #[test]
+    fn no_change_of_a_question_breaks_the_server(
+        changes in proptest::collection::vec((0_usize..60, any::<u8>()), 0..6),
+        length in 0_usize..60,
+    ) {
+        let mut bytes = question(Some(1232));
+        for (at, to) in changes {
+            let at = at % bytes.len();
+            bytes[at] = to;
+        }
+        check(&bytes);
+        bytes.truncate(length);
+        check(&bytes);
     }
 }
