@@ -87,7 +87,7 @@ pub struct Names {
 }
 
 /// Between looks at what other programs may have changed.
-const RECHECK: Duration = Duration::from_secs(30);
+const RECHECK: Duration = Duration::from_secs(10);
 /// A snapshot that changes again at once is waited for.
 const SETTLE: Duration = Duration::from_millis(200);
 /// systemd-resolved that restarts is back well within this.
@@ -135,7 +135,17 @@ impl Names {
     pub fn spawn(config: NamesConfig, resolvers: watch::Receiver<Resolvers>, view: View) -> Self {
         let (status_sender, status) = watch::channel(NamesStatus { via: NamesVia::Off, problem: None });
         let (stop, stopped) = oneshot::channel();
-        let keeper = Keeper { config, resolvers, view, status: status_sender, resolved: None, link: None };
+        let keeper = Keeper {
+            config,
+            resolvers,
+            view,
+            status: status_sender,
+            resolved: None,
+            link: None,
+            is_registered: false,
+            is_clean: false,
+            refused: None,
+        };
         Self { status, stop, task: tokio::spawn(keeper.run(stopped)) }
     }
 
@@ -169,14 +179,20 @@ struct Keeper {
     view: View,
     status: watch::Sender<NamesStatus>,
     resolved: Option<Resolved>,
-    /// The device, while the mesh's domains are registered on it.
+    /// The device, while it is there for us.
     link: Option<u32>,
+    /// Whether the mesh's domains were registered on it.
+    is_registered: bool,
+    /// Whether there is surely no device.
+    is_clean: bool,
+    /// Why trying again is of no use before systemd-resolved itself changes.
+    refused: Option<String>,
 }
 
 /// Registering failed; the host's names are as they were.
 #[derive(Debug, thiserror::Error)]
 enum RegisterError {
-    #[error("the device for mesh names is missing")]
+    #[error("mesh names have no device to be registered on")]
     Link(#[from] LinkError),
     #[error("mesh names are not registered")]
     Resolved(#[from] ResolvedError),
@@ -184,29 +200,43 @@ enum RegisterError {
     Absent,
 }
 
+impl RegisterError {
+    /// Whether the same would be said again.
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Link(LinkError::NoKind) => true,
+            Self::Resolved(error) => matches!(error, ResolvedError::TooOld | ResolvedError::Denied(_)),
+            Self::Link(_) | Self::Absent => false,
+        }
+    }
+}
+
 impl Keeper {
     async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
-        let (mut revisions, mut resolvers) = (self.view.subscribe(), self.resolvers.clone());
+        let mut revisions = self.view.subscribe();
+        let mut resolvers = self.resolvers.clone();
         let mut changes = None;
         loop {
             revisions.mark_unchanged();
             resolvers.mark_unchanged();
-            if changes.is_none() {
-                changes = self.follow_resolved().await;
-            }
+            let round = async {
+                if changes.is_none() {
+                    changes = self.follow_resolved().await;
+                }
+                self.reconcile().await;
+                tokio::select! {
+                    Ok(()) = revisions.changed() => sleep(SETTLE).await,
+                    Ok(()) = resolvers.changed() => {}
+                    change = next(&mut changes) => match change {
+                        Some(is_running) => self.await_restart(is_running).await,
+                        None => (changes, self.resolved) = (None, None),
+                    },
+                    () = sleep(RECHECK) => {}
+                }
+            };
             tokio::select! {
                 _ = &mut stopped => break,
-                () = self.reconcile() => {}
-            }
-            tokio::select! {
-                _ = &mut stopped => break,
-                Ok(()) = revisions.changed() => sleep(SETTLE).await,
-                Ok(()) = resolvers.changed() => {}
-                change = next(&mut changes) => match change {
-                    Some(is_running) => self.await_restart(is_running).await,
-                    None => (changes, self.resolved) = (None, None),
-                },
-                () = sleep(RECHECK) => {}
+                () = round => {}
             }
         }
         self.withdraw().await;
@@ -218,15 +248,17 @@ impl Keeper {
         let libc_asks_resolved = fs::read_to_string(&self.config.nsswitch).is_ok_and(|text| uses_resolve(&text));
         let mut observed = Observed { resolved: self.state().await, resolvers: &resolvers, libc_asks_resolved };
         let mut via = decide(&self.config, &observed);
-        let mut problem = None;
-        if via.is_registered() {
-            if let Err(error) = self.register(observed.resolved).await {
-                problem = Some(Chain(&error).to_string());
-                observed.resolved = ResolvedState::Unusable;
-                via = decide(&self.config, &observed);
-            }
+        let mut problem = self.refused.clone();
+        if via.is_registered()
+            && problem.is_none()
+            && let Err(error) = self.register(observed.resolved).await
+        {
+            problem = Some(Chain(&error).to_string());
+            self.refused = problem.clone().filter(|_| error.is_final());
+            observed.resolved = ResolvedState::Unusable;
+            via = decide(&self.config, &observed);
         }
-        if !via.is_registered() {
+        if !via.is_registered() || self.refused.is_some() {
             self.withdraw().await;
         }
         self.publish(NamesStatus { via, problem });
@@ -234,7 +266,10 @@ impl Keeper {
 
     async fn state(&self) -> ResolvedState {
         match &self.resolved {
-            Some(resolved) if resolved.is_running().await.unwrap_or(false) => ResolvedState::Usable,
+            Some(resolved) if resolved.is_running().await.unwrap_or(false) => match self.refused {
+                Some(_) => ResolvedState::Unusable,
+                None => ResolvedState::Usable,
+            },
             Some(_) | None => ResolvedState::Absent,
         }
     }
@@ -245,27 +280,36 @@ impl Keeper {
             return Err(RegisterError::Absent);
         };
         let link = link::ensure()?;
-        self.link = Some(link);
+        (self.link, self.is_clean) = (Some(link), false);
         let domains = domains(&self.view.load());
         let registration = Registration { link, server: self.config.server, domains };
-        if !resolved.is_registered(&registration).await? {
+        if resolved.is_registered(&registration).await? {
+            self.is_registered = true;
+        } else {
             resolved.register(&registration).await?;
+            self.is_registered = true;
             info!(domains = registration.domains.len(), "systemd-resolved asks this agent for mesh names");
         }
         Ok(())
     }
 
+    /// Takes back what is in force, also what an agent before this one left. Cut off half way it can
+    /// be done again.
     async fn withdraw(&mut self) {
-        let Some(link) = self.link.take() else { return };
-        if let Some(resolved) = &self.resolved {
-            if let Err(error) = resolved.revert(link).await {
-                debug!(error = %Chain(&error), "the device goes without being reverted");
-            }
+        if self.is_clean {
+            return;
+        }
+        if let (Some(resolved), Some(link), true) = (&self.resolved, self.link, self.is_registered)
+            && let Err(error) = resolved.revert(link).await
+        {
+            debug!(error = %Chain(&error), "the device goes without being reverted");
         }
         match link::remove() {
-            Ok(_) => info!("systemd-resolved no longer asks this agent for mesh names"),
+            Ok(_) if self.is_registered => info!("systemd-resolved no longer asks this agent for mesh names"),
+            Ok(was_there) => debug!(was_there, "there is no device {} left", link::LINK),
             Err(error) => warn!(error = %Chain(&error), "the device {} is left behind", link::LINK),
         }
+        (self.link, self.is_registered, self.is_clean) = (None, false, true);
     }
 
     fn publish(&self, now: NamesStatus) {
@@ -299,7 +343,8 @@ impl Keeper {
     }
 
     /// When systemd-resolved stops, gives it the time of a restart before port 53 is taken instead.
-    async fn await_restart(&self, is_running: bool) {
+    async fn await_restart(&mut self, is_running: bool) {
+        self.refused = None;
         let polls = RESTART.as_millis() / RESTART_POLL.as_millis();
         for _ in 0..polls {
             if is_running || self.state().await == ResolvedState::Usable {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::time::sleep;
+use zbus::DBusError;
 use zbus::fdo::DBusProxy;
 use zbus::names::BusName;
 use zbus::proxy::OwnerChangedStream;
@@ -57,20 +58,25 @@ pub enum ResolvedError {
     default_path = "/org/freedesktop/resolve1"
 )]
 trait Manager {
-    #[zbus(name = "SetLinkDNSEx")]
+    #[zbus(name = "SetLinkDNSEx", no_autostart)]
     fn set_link_dns_ex(&self, link: i32, servers: &[(i32, Vec<u8>, u16, &str)]) -> zbus::Result<()>;
+    #[zbus(no_autostart)]
     fn set_link_domains(&self, link: i32, domains: &[(&str, bool)]) -> zbus::Result<()>;
+    #[zbus(no_autostart)]
     fn set_link_default_route(&self, link: i32, enable: bool) -> zbus::Result<()>;
-    #[zbus(name = "SetLinkLLMNR")]
+    #[zbus(name = "SetLinkLLMNR", no_autostart)]
     fn set_link_llmnr(&self, link: i32, mode: &str) -> zbus::Result<()>;
-    #[zbus(name = "SetLinkMulticastDNS")]
+    #[zbus(name = "SetLinkMulticastDNS", no_autostart)]
     fn set_link_multicast_dns(&self, link: i32, mode: &str) -> zbus::Result<()>;
-    #[zbus(name = "SetLinkDNSOverTLS")]
+    #[zbus(name = "SetLinkDNSOverTLS", no_autostart)]
     fn set_link_dns_over_tls(&self, link: i32, mode: &str) -> zbus::Result<()>;
-    #[zbus(name = "SetLinkDNSSEC")]
+    #[zbus(name = "SetLinkDNSSEC", no_autostart)]
     fn set_link_dnssec(&self, link: i32, mode: &str) -> zbus::Result<()>;
+    #[zbus(no_autostart)]
     fn revert_link(&self, link: i32) -> zbus::Result<()>;
+    #[zbus(no_autostart)]
     fn flush_caches(&self) -> zbus::Result<()>;
+    #[zbus(no_autostart)]
     fn get_link(&self, link: i32) -> zbus::Result<zbus::OwnedObjectPath>;
 }
 
@@ -104,7 +110,7 @@ impl Resolved {
     pub async fn is_running(&self) -> Result<bool, ResolvedError> {
         let failed = |source| ResolvedError::Failed { call: "NameHasOwner", source };
         let bus = DBusProxy::new(&self.connection).await.map_err(failed)?;
-        let name = BusName::from_static_str(SERVICE).map_err(|error| failed(error.into()))?;
+        let name = BusName::from_static_str(SERVICE).map_err(&failed)?;
         bus.name_has_owner(name).await.map_err(|error| failed(error.into()))
     }
 
@@ -193,7 +199,11 @@ fn checked(call: &'static str, result: zbus::Result<()>) -> Result<(), ResolvedE
 }
 
 fn is(error: &zbus::Error, name: &str) -> bool {
-    matches!(error, zbus::Error::MethodError(found, _, _) if found.as_str() == name)
+    match error {
+        zbus::Error::MethodError(found, _, _) => found.as_str() == name,
+        zbus::Error::FDO(known) => known.name().as_str() == name,
+        _ => false,
+    }
 }
 
 /// D-Bus carries an interface's index as a signed number; the kernel's stay far below its end.
