@@ -46,7 +46,6 @@ pub struct Config {
 pub struct Paths {
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
-    pub cgroup_root: PathBuf,
 }
 
 impl Paths {
@@ -210,6 +209,28 @@ impl Config {
     /// What `tombolo agent --print-config` prints: TOML, with each value's layer as a comment.
     pub fn print(&self) -> String {
         layers::print(&self.effective)
+    }
+}
+
+/// Whether a service manager wants to hear from this process (sd_notify(3)).
+pub fn service_manager() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
+impl Log {
+    /// What `auto` means for this process: systemd says by JOURNAL_STREAM that journald reads along
+    /// (systemd.exec(5)).
+    pub fn settings(&self) -> telemetry::log::LogConfig {
+        use std::io::IsTerminal;
+        use telemetry::log::Format;
+        let format = match self.format {
+            LogFormat::Auto if std::env::var_os("JOURNAL_STREAM").is_some() => Format::Journald,
+            LogFormat::Auto if std::io::stderr().is_terminal() => Format::Text,
+            LogFormat::Auto | LogFormat::Json => Format::Json,
+            LogFormat::Text => Format::Text,
+            LogFormat::Journald => Format::Journald,
+        };
+        telemetry::log::LogConfig { format, filter: self.filter.clone() }
     }
 }
 

@@ -138,14 +138,11 @@ impl std::fmt::Display for Dial {
     }
 }
 
-/// `SO_MARK` of every socket of ours (0x746d, "tm"); the data plane's number.
-pub(crate) const OWN_MARK: u32 = 0x746d;
-
 /// Our own connections carry our mark, so that they are never intercepted.
 async fn tcp(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
-    if let Err(error) = socket.set_mark(OWN_MARK) {
+    if let Err(error) = socket.set_mark(proxy::config::OWN_MARK) {
         tracing::debug!(%error, "the connection to the control plane goes without our mark");
     }
     socket.set_tcp_nodelay(true)?;
@@ -177,6 +174,7 @@ struct Shared {
     channel: Mutex<Option<(String, Channel)>>,
     local_address: Mutex<Option<IpAddr>>,
     state: watch::Sender<LinkState>,
+    connected: watch::Sender<bool>,
 }
 
 impl Link {
@@ -191,6 +189,7 @@ impl Link {
             channel: Mutex::new(None),
             local_address: Mutex::new(None),
             state: watch::Sender::new(state),
+            connected: watch::Sender::new(false),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -215,6 +214,17 @@ impl Link {
         }
     }
 
+    /// Whether the control plane can be reached now, on a connection of its own.
+    pub async fn dial(&self, limit: Duration) -> Result<(), DialError> {
+        let dial = Dial { limit: limit.min(self.shared.dial.limit), ..self.shared.dial.clone() };
+        dial.tls(self.shared.tls()?).await.map(drop)
+    }
+
+    /// As [`Link::dial`], in words.
+    pub async fn probe(&self, limit: Duration) -> Result<(), String> {
+        self.dial(limit).await.map_err(|error| Chain(&error).to_string())
+    }
+
     /// Of the certificate that new connections prove; empty without one.
     pub fn serial(&self) -> String {
         self.shared.credentials.svid(&self.shared.host).map(|svid| svid.serial().to_owned()).unwrap_or_default()
@@ -237,12 +247,18 @@ impl Link {
         self.shared.state.borrow().clone()
     }
 
+    /// Follows whether the stream stands.
+    pub fn connected(&self) -> watch::Receiver<bool> {
+        self.shared.connected.subscribe()
+    }
+
     /// Says that the stream stands, or why it does not. Answers whether that is news.
     pub fn set(&self, now: SystemTime, result: Result<(), String>) -> bool {
         let (connected, error) = match result {
             Ok(()) => (true, String::new()),
             Err(error) => (false, error),
         };
+        self.shared.connected.send_if_modified(|known| std::mem::replace(known, connected) != connected);
         self.shared.state.send_if_modified(|state| {
             let changed = state.connected != connected || state.error != error;
             if state.connected != connected {
@@ -251,6 +267,14 @@ impl Link {
             (state.connected, state.error) = (connected, error);
             changed
         })
+    }
+}
+
+impl Shared {
+    fn tls(&self) -> Result<Arc<ClientConfig>, DialError> {
+        let (own, trust_domain) = (self.credentials.svid(&self.host), self.credentials.trust_domain());
+        identity::tls::control_plane_client_config(&self.credentials.bundles(), own, trust_domain)
+            .map_err(DialError::Config)
     }
 }
 
@@ -269,12 +293,7 @@ impl tower_service::Service<http::Uri> for Connector {
     fn call(&mut self, _: http::Uri) -> Self::Future {
         let shared = self.0.clone();
         Box::pin(async move {
-            let credentials = &shared.credentials;
-            let own = credentials.svid(&shared.host);
-            let trust_domain = credentials.trust_domain();
-            let config = identity::tls::control_plane_client_config(&credentials.bundles(), own, trust_domain)
-                .map_err(DialError::Config)?;
-            let stream = shared.dial.tls(config).await?;
+            let stream = shared.dial.tls(shared.tls()?).await?;
             let address = stream.get_ref().0.local_addr().ok().map(|address| address.ip().to_canonical());
             *shared.local_address.lock().unwrap_or_else(PoisonError::into_inner) = address;
             Ok(TokioIo::new(stream))

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use api::wire::xds::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use api::wire::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
+use arc_swap::ArcSwap;
 use identity::{Bundles, Credentials};
 use proxy::drain::DrainWatch;
 use proxy::view::View;
@@ -20,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tracing::{info, warn};
 
-use crate::config::ControlPlane;
+use crate::config::{ControlPlane, WorkloadOverride};
 use crate::connect::{self, Link};
 use crate::state::StateDir;
 
@@ -54,9 +55,13 @@ pub struct Discovery {
     credentials: Credentials,
     holdings: Arc<Mutex<Holdings>>,
     state: watch::Sender<DiscoveryState>,
+    overrides: Overrides,
     reconnect: (Duration, Duration),
     node: Node,
 }
+
+/// What this host says itself about its workloads; swapped whole when the configuration is read again.
+pub type Overrides = Arc<ArcSwap<Vec<WorkloadOverride>>>;
 
 /// Why a stream ended.
 enum Ended {
@@ -70,7 +75,14 @@ enum Ended {
 
 impl Discovery {
     /// Starts from what `holdings` has, which the cache read from disk.
-    pub fn new(settings: &ControlPlane, link: Link, view: View, credentials: Credentials, holdings: Holdings) -> Self {
+    pub fn new(
+        settings: &ControlPlane,
+        link: Link,
+        view: View,
+        credentials: Credentials,
+        holdings: Holdings,
+        overrides: Overrides,
+    ) -> Self {
         let host = link.host().host_name().unwrap_or_default().to_owned();
         let from_disk = holdings.synced();
         let source = if from_disk { "disk" } else { "nothing" };
@@ -81,6 +93,7 @@ impl Discovery {
             credentials,
             holdings: Arc::new(Mutex::new(holdings)),
             state: watch::Sender::new(state),
+            overrides,
             reconnect: (settings.reconnect_min, settings.reconnect_max),
             node: Node { id: format!("tombolo~{host}"), ..Node::default() },
         }
@@ -216,7 +229,7 @@ impl Discovery {
     }
 
     fn publish(&self, holdings: &Holdings, bundles_changed: bool) {
-        let snapshot = holdings.snapshot().clone();
+        let snapshot = crate::workloads::overlay(holdings.snapshot(), &self.overrides.load());
         if bundles_changed {
             set_bundles(&self.credentials, &snapshot);
         }

@@ -62,7 +62,6 @@ fn paths(raw: &RawConfig, on: &mut Checker<'_>) -> Paths {
     let paths = Paths {
         state_dir: on.absolute("paths.state_dir", &raw.paths.state_dir),
         run_dir: on.absolute("paths.run_dir", &raw.paths.run_dir),
-        cgroup_root: on.absolute("paths.cgroup_root", &raw.paths.cgroup_root),
     };
     let bytes = paths.admin_socket().as_os_str().len();
     if bytes > SOCKET_PATH_BYTES {

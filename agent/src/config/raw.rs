@@ -33,8 +33,6 @@ pub struct RawPaths {
     pub state_dir: String,
     /// `admin.sock`.
     pub run_dir: String,
-    /// Where cgroup v2 is mounted.
-    pub cgroup_root: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -204,11 +202,7 @@ pub struct RawWorkload {
 
 impl Default for RawPaths {
     fn default() -> Self {
-        Self {
-            state_dir: "/var/lib/tombolo".into(),
-            run_dir: "/run/tombolo".into(),
-            cgroup_root: "/sys/fs/cgroup".into(),
-        }
+        Self { state_dir: "/var/lib/tombolo".into(), run_dir: "/run/tombolo".into() }
     }
 }
 

@@ -30,8 +30,14 @@ impl Running {
         let link = control_plane.link(&config, &credentials);
         let holdings = cache::load(&state);
         let view = View::new(holdings.snapshot().clone());
-        let discovery =
-            Discovery::new(&config.control_plane, link.clone(), view.clone(), credentials.clone(), holdings);
+        let discovery = Discovery::new(
+            &config.control_plane,
+            link.clone(),
+            view.clone(),
+            credentials.clone(),
+            holdings,
+            Overrides::default(),
+        );
         let status = discovery.subscribe();
         let (trigger, watch) = proxy::drain::channel();
         tokio::spawn(cache::run(

@@ -30,6 +30,6 @@ async fn marked(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     // Without CAP_NET_ADMIN there is no interception either, from which the mark would exempt.
-    let _ = socket.set_mark(crate::connect::OWN_MARK);
+    let _ = socket.set_mark(proxy::config::OWN_MARK);
     TcpSocket::from_std_stream(socket.into()).connect(address).await
 }

@@ -1,0 +1,540 @@
+//! The daemon, start and stop on one page.
+//!
+//! Start: configuration → state → snapshot from disk → credentials → listeners → stream, certificates,
+//! lease, probes → admin, metrics, readiness → interception if it was confirmed → READY=1 once it
+//! serves. Stop (SIGTERM): not ready → the control plane is told → new connections pass (unless the
+//! rules are held) → open ones end or the deadline comes → the rules go → nothing is left.
+//!
+//! A control plane that is away delays nothing of this.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::SpiffeId;
+use api::wire::tombolo::LeaveRequest;
+use api::wire::tombolo::enrolment_client::EnrolmentClient;
+use arc_swap::ArcSwap;
+use proxy::dns::{DnsConfig, DnsServer};
+use proxy::drain::{DrainTrigger, DrainWatch, Drained, Tasks};
+use proxy::{Attribution, Handle, Proxy, View};
+use telemetry::Chain;
+use telemetry::admin::Listener;
+use telemetry::log::LogHandle;
+use telemetry::metrics::Registry;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info, warn};
+
+use crate::admin::{Admin, Metrics, Order, Parts, Readiness};
+use crate::attribute::CgroupAttribution;
+use crate::config::{Config, ConfigError, Sources};
+use crate::connect::{Dial, Link};
+use crate::discovery::{self, Discovery, cache};
+use crate::health::{self, Verdicts};
+use crate::intercept::OwnPorts;
+use crate::intercept_control::{self, Control, self_test::Tester};
+use crate::issuance::Issuance;
+use crate::names::{Names, NamesConfig};
+use crate::register::{self, Refused};
+use crate::resolv::{self, Follower};
+use crate::state::{StateDir, StateError, StateLock};
+use crate::{join, systemd, workloads};
+
+mod reload;
+
+/// Why the agent cannot start, or not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("this host has not joined a mesh: run `tombolo join URL --token TOKEN` first")]
+    NotJoined,
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("the host's identity cannot be used: {problem}")]
+    Identity { problem: String },
+    #[error("the data plane cannot listen")]
+    Proxy(#[source] proxy::BindError),
+    #[error("names cannot be served")]
+    Dns(#[source] proxy::dns::DnsBindError),
+    #[error("the admin API cannot listen")]
+    Admin(#[source] telemetry::admin::BindError),
+    #[error("cannot make {}", path.display())]
+    RunDir {
+        path: std::path::PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the runtime cannot start")]
+    Runtime(#[source] std::io::Error),
+}
+
+/// Looks whether the agent serves by now.
+const READY_CHECK: Duration = Duration::from_millis(50);
+/// Once it serves, how often the one line for `systemctl status` is looked at.
+const STATUS_PERIOD: Duration = Duration::from_secs(5);
+/// How long an agent that stops waits for the control plane to hear of it.
+const WITHDRAW_LIMIT: Duration = Duration::from_secs(2);
+/// How long tasks that serve nobody may take to end.
+const TASKS_LIMIT: Duration = Duration::from_secs(5);
+
+/// Runs the daemon until it is told to stop. Call it once, with `telemetry::nss::pin` and the crypto
+/// provider in place.
+pub fn run(sources: &Sources) -> Result<(), RunError> {
+    let parked = systemd::parked();
+    let config = Config::load(sources)?;
+    let log = telemetry::log::init(&config.log.settings());
+    let log = log.inspect_err(|error| eprint_once(&Chain(error).to_string())).ok();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(RunError::Runtime)?;
+    let ended = runtime.block_on(async { Agent::start(config, sources.clone(), log, parked).await?.serve().await });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+/// The running agent.
+struct Agent {
+    config: Config,
+    sources: Sources,
+    log: Option<LogHandle>,
+    parts: Arc<Parts>,
+    orders: mpsc::Receiver<Order>,
+    published: watch::Sender<Arc<Config>>,
+    stopping: watch::Sender<bool>,
+    overrides: discovery::Overrides,
+    discovery: Arc<std::sync::Mutex<discovery::Holdings>>,
+    names: Names,
+    _resolvers: Follower,
+    state: StateDir,
+    _lock: StateLock,
+    /// Ends the data plane.
+    traffic: (DrainTrigger, Tasks, DrainWatch),
+    /// Ends what talks to the control plane and to the host.
+    background: (DrainTrigger, Tasks, DrainWatch),
+    /// Ends the admin API, last: whoever asked for the end wants its answer.
+    admin: (DrainTrigger, Tasks, DrainWatch),
+    control: (oneshot::Sender<()>, tokio::task::JoinHandle<()>),
+}
+
+/// The proxy asks who opened a connection.
+struct Attributed(CgroupAttribution);
+
+impl Attribution for Attributed {
+    fn source(&self, client: SocketAddr, dialled: SocketAddr) -> Option<api::WorkloadUid> {
+        self.0.source(client, dialled)
+    }
+}
+
+impl Agent {
+    async fn start(
+        config: Config,
+        sources: Sources,
+        log: Option<LogHandle>,
+        parked: Option<std::os::fd::OwnedFd>,
+    ) -> Result<Self, RunError> {
+        // Who are we?
+        let state = StateDir::open(&config.paths.state_dir)?;
+        let identity = state.identity()?.ok_or(RunError::NotJoined)?;
+        let lock = state.lock()?;
+        let unusable = |problem: String| RunError::Identity { problem };
+        let host =
+            SpiffeId::host(&identity.trust_domain, &identity.host).map_err(|e| unusable(Chain(&e).to_string()))?;
+        info!(version = telemetry::build::VERSION, identity = %host, "the agent starts");
+
+        // What did we obey, and what can we prove?
+        let holdings = cache::load(&state);
+        let overrides: discovery::Overrides = Arc::new(ArcSwap::from_pointee(config.workloads.clone()));
+        let view = View::new(workloads::overlay(holdings.snapshot(), &overrides.load()));
+        let credentials = join::load_credentials(&state, &identity).map_err(unusable)?;
+        discovery::set_bundles(&credentials, holdings.snapshot());
+
+        // Listeners.
+        let mut registry = Registry::default();
+        telemetry::metrics::register_process(&mut registry);
+        let attribution = Arc::new(Attributed(CgroupAttribution::new(local_workloads(&view))));
+        let proxy =
+            Proxy::bind(proxy_config(&config), view.clone(), credentials.clone(), attribution.clone(), &mut registry)
+                .await
+                .map_err(RunError::Proxy)?;
+        let resolvers = Follower::spawn(resolv::Sources {
+            files: resolv::ResolvFiles { conf: config.dns.resolv_conf.clone(), ..resolv::ResolvFiles::default() },
+            fixed: config.dns.upstreams.clone(),
+            own: config.dns.listen.clone(),
+        });
+        let dns = bind_dns(&config, &resolvers, &view, &mut registry).await?;
+        let ports = own_ports(&proxy.handle(), &config);
+        let names = Names::spawn(names_config(&config, dns.as_ref()), resolvers.resolvers(), view.clone());
+        let registry = Arc::new(registry);
+
+        // Tasks that talk to the control plane and to the host.
+        let (traffic, background, api) = (proxy::drain::channel(), proxy::drain::channel(), proxy::drain::channel());
+        let (serving, tasks, api_tasks) = (Tasks::new(), Tasks::new(), Tasks::new());
+        let url = config.control_plane.url.as_deref().unwrap_or(&identity.control_plane);
+        let link = Link::new(&config, Dial::new(&config, url).map_err(unusable)?, host, credentials.clone());
+        let stream = Discovery::new(
+            &config.control_plane,
+            link.clone(),
+            view.clone(),
+            credentials.clone(),
+            holdings,
+            overrides.clone(),
+        );
+        let (holdings, discovery_state) = (stream.holdings(), stream.subscribe());
+        let issuance = Issuance::new(link.clone(), credentials.clone(), state.clone(), view.clone(), identity.clone());
+        let standing = issuance.standing();
+        let (verdicts, reports) = (Verdicts::new(BTreeMap::new()), Refused::new(String::new()));
+        let (control, controller) = Control::new(intercept_control::Parts {
+            settings: config.interception.clone(),
+            ports,
+            view: view.clone(),
+            proxy: proxy.handle(),
+            names: names.status(),
+            state_dir: state.clone(),
+            tester: Tester {
+                link: link.clone(),
+                view: view.clone(),
+                resolvers: resolvers.resolvers(),
+                health: verdicts.subscribe(),
+                registry: registry.clone(),
+            },
+            parked,
+        });
+        let intercepting = watch::Sender::new(false);
+        let (published, stopping) = (watch::Sender::new(Arc::new(config.clone())), watch::Sender::new(false));
+        let (orders_in, orders) = mpsc::channel(8);
+        let parts = Arc::new(Parts {
+            config: published.subscribe(),
+            identity: identity.clone(),
+            view: view.clone(),
+            credentials: credentials.clone(),
+            link: link.clone(),
+            discovery: discovery_state.clone(),
+            standing,
+            health: verdicts.subscribe(),
+            reports: reports.subscribe(),
+            control: control.clone(),
+            names: names.status(),
+            proxy: proxy.handle(),
+            registry,
+            stopping: stopping.subscribe(),
+            orders: orders_in,
+        });
+
+        // The admin API before traffic: a second agent on this host fails here, harming nothing.
+        let admin = bind_admin(&config).await?;
+        let handle = proxy.handle();
+        serving.spawn(proxy.run(traffic.1.clone()));
+        if let Some(dns) = dns {
+            serving.spawn(dns.run(traffic.1.clone()));
+        }
+        let drain = background.1.clone();
+        tasks.spawn(stream.run(drain.clone()));
+        tasks.spawn(cache::run(state.clone(), holdings.clone(), credentials, view.subscribe(), drain.clone()));
+        tasks.spawn(issuance.run(link.connected(), drain.clone()));
+        tasks.spawn(health::run(view.clone(), verdicts.clone(), config.health.exec, drain.clone()));
+        let report = register::Sources {
+            view: view.clone(),
+            health: verdicts.subscribe(),
+            intercepting: intercepting.subscribe(),
+            discovery: discovery_state,
+            advertise: identity.advertise.clone(),
+        };
+        tasks.spawn(register::run(link.clone(), report, reports, drain.clone()));
+        tasks.spawn(follow_workloads(view, attribution, drain.clone()));
+        tasks.spawn(follow_interception(control, intercepting, drain.clone()));
+        tasks.spawn(systemd::watchdog(move || handle.alive(), stopping.subscribe(), drain.clone()));
+        serve_admin(admin, &parts, &api_tasks, &api.1);
+        let (stop_control, control_stops) = oneshot::channel();
+        let control = (stop_control, tokio::spawn(controller.run(control_stops)));
+        Ok(Self {
+            config,
+            sources,
+            log,
+            parts,
+            orders,
+            published,
+            stopping,
+            overrides,
+            discovery: holdings,
+            names,
+            _resolvers: resolvers,
+            state,
+            _lock: lock,
+            traffic: (traffic.0, serving, traffic.1),
+            background: (background.0, tasks, background.1),
+            admin: (api.0, api_tasks, api.1),
+            control,
+        })
+    }
+
+    /// Serves until a signal or an order ends it.
+    async fn serve(mut self) -> Result<(), RunError> {
+        let signals = signal(SignalKind::terminate())
+            .and_then(|term| Ok((term, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?)));
+        let (mut terminate, mut interrupt, mut hangup) = signals.map_err(RunError::Runtime)?;
+        let mut check = tokio::time::interval(READY_CHECK);
+        let mut was_ready = false;
+        let leave = loop {
+            tokio::select! {
+                _ = terminate.recv() => break None,
+                _ = interrupt.recv() => break None,
+                _ = hangup.recv() => self.reload_and_log().await,
+                order = self.orders.recv() => match order {
+                    Some(Order::Drain) | None => break None,
+                    Some(Order::Leave { purge, reply }) => break Some((purge, reply)),
+                    Some(Order::Reload(reply)) => {
+                        let done = self.reload().await;
+                        // Whoever asked may have gone.
+                        let _ = reply.send(done);
+                    }
+                },
+                _ = check.tick() => {
+                    let ready = self.say_how_it_is(was_ready);
+                    if ready && !was_ready {
+                        was_ready = true;
+                        check = tokio::time::interval(STATUS_PERIOD);
+                    }
+                }
+            }
+        };
+        self.stop(leave).await
+    }
+
+    /// Tells the service manager; answers whether the agent serves.
+    fn say_how_it_is(&self, was_ready: bool) -> bool {
+        let problems = self.parts.problems();
+        match problems.first() {
+            None if was_ready => systemd::status(&self.summary()),
+            None => {
+                info!(revision = self.parts.view.load().revision(), "the agent serves");
+                systemd::ready(&self.summary());
+            }
+            Some(problem) => systemd::status(problem),
+        }
+        problems.is_empty()
+    }
+
+    fn summary(&self) -> String {
+        let snapshot = self.parts.view.load();
+        let workloads = snapshot.host().map_or(0, |host| host.workloads.len());
+        let connected = if self.parts.link.state().connected { "" } else { ", control plane away" };
+        format!(
+            "revision {}, {workloads} workloads, {} connections{connected}",
+            snapshot.revision(),
+            self.parts.proxy.open()
+        )
+    }
+
+    /// From not ready to nothing left.
+    async fn stop(self, leave: Option<(bool, oneshot::Sender<Result<(), String>>)>) -> Result<(), RunError> {
+        let deadline = self.config.drain_deadline;
+        info!(deadline_ms = deadline.as_millis() as u64, "the agent stops");
+        self.stopping.send_replace(true);
+        systemd::stopping(deadline);
+        let told = match &leave {
+            Some(_) => join::leave_over(&self.parts.link).await,
+            None => self.withdraw().await,
+        };
+        if let (Err(problem), None) = (&told, &leave) {
+            info!(error = problem, "the control plane is not told that the agent stops: the lease will end");
+        }
+
+        let held = self.config.interception.on_agent_loss == crate::config::OnAgentLoss::Hold && leave.is_none();
+        if held && systemd::is_managed() {
+            self.names.hand_over()
+        } else {
+            self.names.stop().await
+        }
+        self.parts.control.quiet().await;
+        if end(self.traffic, deadline).await == Drained::Forced {
+            warn!("connections were still open at the deadline and are cut");
+        }
+        let (stop_control, control) = self.control;
+        let _ = stop_control.send(());
+        if let Err(error) = control.await {
+            error!(%error, "interception did not end as it should");
+        }
+        end(self.background, TASKS_LIMIT).await;
+
+        let mut forgotten = Ok(());
+        if let Some((purge, reply)) = leave {
+            if told.is_ok() {
+                forgotten = if purge { self.state.purge() } else { self.state.forget() };
+            }
+            let answer = told.map_err(|problem| {
+                format!(
+                    "the control plane was not told ({problem}); the agent has stopped, run `tombolo leave --force` to \
+                     forget it here"
+                )
+            });
+            // Whoever asked may have gone.
+            let _ = reply.send(answer);
+        }
+        end(self.admin, TASKS_LIMIT).await;
+        info!("the agent has stopped");
+        forgotten.map_err(RunError::State)
+    }
+
+    /// Peers stop choosing this host's workloads; it stays a host of the mesh.
+    async fn withdraw(&self) -> Result<(), String> {
+        if !self.parts.link.state().connected {
+            return Err("it is away".to_owned());
+        }
+        let mut client = EnrolmentClient::new(self.parts.link.channel());
+        match tokio::time::timeout(WITHDRAW_LIMIT, client.leave(LeaveRequest { forget: false })).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(status)) => Err(crate::connect::explain(&status)),
+            Err(_) => Err(format!("no answer within {WITHDRAW_LIMIT:?}")),
+        }
+    }
+}
+
+/// Waits for the tasks, by force after the deadline.
+async fn end((trigger, tasks, watch): (DrainTrigger, Tasks, DrainWatch), deadline: Duration) -> Drained {
+    let finish = async move {
+        tasks.finish(&watch).await;
+        drop(watch);
+    };
+    tokio::join!(trigger.drain(deadline), finish).0
+}
+
+/// What the agent listens on, for the rules.
+pub(crate) fn own_ports(proxy: &Handle, config: &Config) -> OwnPorts {
+    let first = |addresses: &[SocketAddr], default: u16| addresses.first().map_or(default, SocketAddr::port);
+    let addresses = proxy.addresses();
+    OwnPorts {
+        outbound: first(&addresses.outbound, api::ports::OUTBOUND),
+        inbound_plaintext: first(&addresses.plaintext, api::ports::INBOUND_PLAINTEXT),
+        dns: first(&config.dns.listen, api::ports::DNS),
+    }
+}
+
+fn proxy_config(config: &Config) -> proxy::Config {
+    let mut made = proxy::Config::default();
+    made.outbound.listen.clone_from(&config.outbound.listen);
+    made.outbound.connect_timeout = config.outbound.connect_timeout;
+    made.outbound.max_endpoints_tried = config.outbound.max_endpoints_tried;
+    made.outbound.idle_timeout = config.outbound.idle_timeout;
+    made.inbound.listen.clone_from(&config.inbound.listen);
+    made.inbound.plaintext_listen.clone_from(&config.inbound.plaintext_listen);
+    made.inbound.handshake_timeout = config.inbound.handshake_timeout;
+    made.inbound.max_handshakes = config.inbound.max_handshakes;
+    made.inbound.connect_timeout = config.inbound.connect_timeout;
+    made.inbound.idle_timeout = config.inbound.idle_timeout;
+    made
+}
+
+async fn bind_dns(
+    config: &Config,
+    resolvers: &Follower,
+    view: &View,
+    registry: &mut Registry,
+) -> Result<Option<DnsServer>, RunError> {
+    if !config.dns.enabled {
+        return Ok(None);
+    }
+    let mut settings = DnsConfig::new(resolvers.upstreams());
+    settings.listen.clone_from(&config.dns.listen);
+    settings.attempt_timeout = config.dns.timeout;
+    settings.total_timeout = config.dns.timeout * 3;
+    DnsServer::bind(settings, view.clone(), registry).await.map(Some).map_err(RunError::Dns)
+}
+
+fn names_config(config: &Config, dns: Option<&DnsServer>) -> NamesConfig {
+    let served = dns.and_then(|dns| dns.local_addrs().first().copied());
+    NamesConfig {
+        enabled: config.dns.enabled,
+        resolved: config.dns.resolved,
+        server: served.or(config.dns.listen.first().copied()).unwrap_or(([127, 0, 0, 1], api::ports::DNS).into()),
+        nsswitch: "/etc/nsswitch.conf".into(),
+    }
+}
+
+struct AdminListeners {
+    admin: Vec<Listener>,
+    metrics: Vec<Listener>,
+    readiness: Vec<Listener>,
+}
+
+async fn bind_admin(config: &Config) -> Result<AdminListeners, RunError> {
+    let run_dir = &config.paths.run_dir;
+    std::fs::create_dir_all(run_dir).map_err(|source| RunError::RunDir { path: run_dir.clone(), source })?;
+    let socket = Listener::bind_unix(&config.paths.admin_socket(), 0o660).map_err(RunError::Admin)?;
+    let mut admin = vec![socket];
+    admin.extend(bind_tcp(&config.admin).await?);
+    Ok(AdminListeners {
+        admin,
+        metrics: bind_tcp(&config.metrics).await?,
+        readiness: bind_tcp(&config.readiness).await?,
+    })
+}
+
+/// An address of a family that the host does not have is left out; `[::]` becomes `0.0.0.0` there.
+async fn bind_tcp(addresses: &[SocketAddr]) -> Result<Vec<Listener>, RunError> {
+    let mut bound = vec![];
+    for address in addresses {
+        match Listener::bind_tcp(*address).await {
+            Ok(listener) => bound.push(listener),
+            Err(error) if !is_absent(&error) => return Err(RunError::Admin(error)),
+            Err(_) if address.is_ipv6() && address.ip().is_unspecified() => {
+                let any = SocketAddr::from(([0, 0, 0, 0], address.port()));
+                bound.push(Listener::bind_tcp(any).await.map_err(RunError::Admin)?);
+            }
+            Err(error) => info!(%address, error = %Chain(&error), "this host has no such address: left out"),
+        }
+    }
+    Ok(bound)
+}
+
+fn is_absent(error: &telemetry::admin::BindError) -> bool {
+    let telemetry::admin::BindError::Tcp { source, .. } = error else { return false };
+    let errno = source.raw_os_error();
+    errno == Some(libc::EADDRNOTAVAIL) || errno == Some(libc::EAFNOSUPPORT)
+}
+
+fn serve_admin(listeners: AdminListeners, parts: &Arc<Parts>, tasks: &Tasks, drain: &DrainWatch) {
+    let spawn = |listener: Listener, handler: Arc<dyn telemetry::admin::Handler>| {
+        let drain = drain.clone();
+        tasks.spawn(async move { telemetry::admin::serve(listener, handler, drain.signaled()).await });
+    };
+    listeners.admin.into_iter().for_each(|listener| spawn(listener, Arc::new(Admin(parts.clone()))));
+    listeners.metrics.into_iter().for_each(|listener| spawn(listener, Arc::new(Metrics(parts.clone()))));
+    listeners.readiness.into_iter().for_each(|listener| spawn(listener, Arc::new(Readiness(parts.clone()))));
+}
+
+fn local_workloads(view: &View) -> Vec<api::LocalWorkload> {
+    view.load().host().map(|host| host.workloads.clone()).unwrap_or_default()
+}
+
+/// Which processes are whose, as the snapshot says.
+async fn follow_workloads(view: View, attribution: Arc<Attributed>, drain: DrainWatch) {
+    let mut changed = view.subscribe();
+    loop {
+        attribution.0.update(local_workloads(&view));
+        tokio::select! {
+            news = changed.changed() => if news.is_err() { return },
+            () = drain.signaled() => return,
+        }
+    }
+}
+
+/// Whether interception is on, for the lease.
+async fn follow_interception(control: Control, intercepting: watch::Sender<bool>, drain: DrainWatch) {
+    let mut state = control.subscribe();
+    loop {
+        let on = state.borrow_and_update().state != api::admin::InterceptState::Off;
+        intercepting.send_if_modified(|known| std::mem::replace(known, on) != on);
+        tokio::select! {
+            news = state.changed() => if news.is_err() { return },
+            () = drain.signaled() => return,
+        }
+    }
+}
+
+/// Logging itself cannot be set up: the one line that does not go through it.
+fn eprint_once(problem: &str) {
+    use std::io::Write;
+    // With standard error closed too there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "tombolo: the log is not set up: {problem}");
+}
