@@ -5,7 +5,7 @@
 //! namespace (a container) is not found and has no workload.
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use api::{LocalWorkload, Selector, WorkloadUid};
@@ -15,12 +15,15 @@ use tracing::{debug, warn};
 
 use crate::cgroup::{self, CgroupTree};
 use crate::netlink::NetlinkError;
+use crate::netlink::conntrack::Conntrack;
 use crate::netlink::diag::{Diagnosis, TcpSocket};
 
 /// Tells local workloads apart by the processes that their selectors name.
 #[derive(Debug)]
 pub struct CgroupAttribution {
     workloads: ArcSwap<Vec<LocalWorkload>>,
+    /// Port that captured connections are redirected to.
+    outbound_port: u16,
     kernel: Mutex<Kernel>,
 }
 
@@ -28,6 +31,7 @@ pub struct CgroupAttribution {
 #[derive(Debug, Default)]
 struct Kernel {
     diagnosis: Option<Diagnosis>,
+    conntrack: Option<Conntrack>,
     tree: CgroupTree,
     /// Numbers that were not in the tree when it was last read: numbers are never used twice, so
     /// these cgroups are gone and reading again would not find them.
@@ -37,7 +41,13 @@ struct Kernel {
 impl CgroupAttribution {
     /// For these workloads. Opens nothing yet.
     pub fn new(workloads: Vec<LocalWorkload>) -> Self {
-        Self { workloads: ArcSwap::from_pointee(workloads), kernel: Mutex::default() }
+        let workloads = ArcSwap::from_pointee(workloads);
+        Self { workloads, outbound_port: api::ports::OUTBOUND, kernel: Mutex::default() }
+    }
+
+    /// For a proxy that listens for captured connections at another port than 15001.
+    pub fn with_outbound_port(self, outbound_port: u16) -> Self {
+        Self { outbound_port, ..self }
     }
 
     /// Replaces the workloads; connections that were attributed stay so.
@@ -47,8 +57,13 @@ impl CgroupAttribution {
 
     fn process(&self, client: SocketAddr, dialled: SocketAddr) -> Result<Option<Process>, NetlinkError> {
         let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(socket) = kernel.find(client, dialled)? else { return Ok(None) };
-        let cgroup = socket.cgroup.and_then(|id| kernel.cgroup_path(id)).unwrap_or_default();
+        let mut found = kernel.find(client, dialled)?;
+        if found.is_none() {
+            let source = kernel.true_source(client, self.outbound_port)?.filter(|source| *source != client);
+            found = source.map(|source| kernel.find(source, dialled)).transpose()?.flatten();
+        }
+        let Some(socket) = found else { return Ok(None) };
+        let cgroup = socket.cgroup.and_then(|id| kernel.cgroup_path(id));
         Ok(Some(Process { uid: socket.uid, cgroup }))
     }
 }
@@ -77,16 +92,20 @@ impl Attribution for CgroupAttribution {
 
 impl Kernel {
     fn find(&mut self, client: SocketAddr, dialled: SocketAddr) -> Result<Option<TcpSocket>, NetlinkError> {
-        let diagnosis = match self.diagnosis.take() {
-            Some(diagnosis) => diagnosis,
-            None => Diagnosis::open()?,
-        };
-        let found = diagnosis.find(client, dialled);
-        // A socket that failed may hold half an answer; the next question opens another.
-        if found.is_ok() {
-            self.diagnosis = Some(diagnosis);
-        }
-        found
+        let diagnosis = self.diagnosis.take().map_or_else(Diagnosis::open, Ok)?;
+        let found = diagnosis.find(client, dialled)?;
+        // After an error the socket may hold half an answer, so only a good one is kept.
+        self.diagnosis = Some(diagnosis);
+        Ok(found)
+    }
+
+    /// Where the connection that the proxy sees as coming from `client` came from before NAT.
+    fn true_source(&mut self, client: SocketAddr, outbound_port: u16) -> Result<Option<SocketAddr>, NetlinkError> {
+        let loopback: IpAddr = if client.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+        let conntrack = self.conntrack.take().map_or_else(Conntrack::open, Ok)?;
+        let found = conntrack.source(SocketAddr::new(loopback, outbound_port), client)?;
+        self.conntrack = Some(conntrack);
+        Ok(found)
     }
 
     fn cgroup_path(&mut self, id: u64) -> Option<String> {
@@ -114,39 +133,50 @@ impl Kernel {
     }
 }
 
-/// Whose socket it is.
+/// Whose socket it is, as far as the kernel still knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Process {
-    uid: u32,
-    /// Path of its cgroup; empty for the root and where it is unknown.
-    cgroup: String,
+    uid: Option<u32>,
+    /// Path of its cgroup; empty for the root.
+    cgroup: Option<String>,
 }
 
 /// The workload whose selector says most about this process: a deeper cgroup path beats a shallower
 /// one, any path beats a unit, a unit beats a uid, and anything beats a selector that says nothing.
+/// None when a selector that says more might match and the kernel cannot tell: nobody gets an
+/// identity by closing a socket early.
 fn choose<'a>(workloads: &'a [LocalWorkload], process: &Process) -> Option<&'a LocalWorkload> {
-    workloads
-        .iter()
-        .filter(|workload| matches(&workload.selector, process))
+    let best = |wanted: Option<bool>| {
+        let candidates = workloads.iter().filter(move |workload| matches(&workload.selector, process) == wanted);
         // The first of equals wins, so that an answer does not depend on the order of a map.
-        .rev()
-        .max_by_key(|workload| specificity(&workload.selector))
+        candidates.rev().max_by_key(|workload| specificity(&workload.selector))
+    };
+    let (certain, possible) = (best(Some(true))?, best(None));
+    let outdone = possible.is_some_and(|other| specificity(&other.selector) > specificity(&certain.selector));
+    (!outdone).then_some(certain)
 }
 
-/// Everything that the selector names must hold.
-fn matches(selector: &Selector, process: &Process) -> bool {
-    let in_cgroup = |path: &String| {
-        let path = path.trim_matches('/');
-        let below = process.cgroup.strip_prefix(path);
-        path.is_empty() || below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    };
+/// Whether everything that the selector names holds; None when that cannot be known.
+fn matches(selector: &Selector, process: &Process) -> Option<bool> {
+    let in_cgroup = |path: &String| process.cgroup.as_ref().map(|cgroup| is_below(cgroup, path.trim_matches('/')));
     let in_unit = |unit: &String| {
         let whole = cgroup::unit_name(unit);
-        cgroup::units(&process.cgroup).any(|found| found == whole)
+        process.cgroup.as_ref().map(|cgroup| cgroup::units(cgroup).any(|found| found == whole))
     };
-    selector.cgroup.as_ref().is_none_or(in_cgroup)
-        && selector.unit.as_ref().is_none_or(in_unit)
-        && selector.uid.is_none_or(|uid| uid == process.uid)
+    let parts = [
+        selector.cgroup.as_ref().map_or(Some(true), in_cgroup),
+        selector.unit.as_ref().map_or(Some(true), in_unit),
+        selector.uid.map_or(Some(true), |uid| process.uid.map(|owner| owner == uid)),
+    ];
+    if parts.contains(&Some(false)) {
+        return Some(false);
+    }
+    parts.iter().all(Option::is_some).then_some(true)
+}
+
+fn is_below(cgroup: &str, path: &str) -> bool {
+    let rest = cgroup.strip_prefix(path);
+    path.is_empty() || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 fn specificity(selector: &Selector) -> (usize, bool, bool) {

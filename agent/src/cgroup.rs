@@ -35,14 +35,16 @@ impl CgroupTree {
 
     /// Reads the tree below this mount point.
     pub fn load_from(mount: &Path) -> Result<Self, CgroupError> {
-        let mut paths = HashMap::new();
+        let failed = |source| CgroupError::Read { path: mount.to_owned(), source };
+        let root = fs::metadata(mount).map_err(failed)?;
+        let mut paths = HashMap::from([(root.ino(), String::new())]);
         let mut pending = vec![PathBuf::new()];
         while let Some(relative) = pending.pop() {
             let entries = match fs::read_dir(mount.join(&relative)) {
                 Ok(entries) => entries,
                 // A cgroup may end while the tree is walked; the mount itself may not.
                 Err(_) if !relative.as_os_str().is_empty() => continue,
-                Err(source) => return Err(CgroupError::Read { path: mount.to_owned(), source }),
+                Err(source) => return Err(failed(source)),
             };
             for entry in entries.flatten() {
                 if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -58,7 +60,7 @@ impl CgroupTree {
         Ok(Self { paths })
     }
 
-    /// Path below the mount of the cgroup with this number; the root has none.
+    /// Path below the mount of the cgroup with this number; the root's is empty.
     pub fn path(&self, id: u64) -> Option<&str> {
         self.paths.get(&id).map(String::as_str)
     }
@@ -102,8 +104,8 @@ pub fn mount_point() -> Result<PathBuf, CgroupError> {
 /// system's type follows a lone hyphen.
 fn cgroup2_mount(line: &str) -> Option<PathBuf> {
     let (left, right) = line.split_once(" - ")?;
-    (right.split(' ').next() == Some("cgroup2")).then(|| ())?;
-    left.split(' ').nth(4).map(|path| PathBuf::from(unescape(path)))
+    let cgroup2 = right.split(' ').next() == Some("cgroup2");
+    left.split(' ').nth(4).filter(|_| cgroup2).map(|path| PathBuf::from(unescape(path)))
 }
 
 /// Blanks in paths are written as octal in mountinfo.

@@ -5,6 +5,7 @@
 //! kernel's formats (`linux/netfilter/nf_tables.h`, `linux/rtnetlink.h`, `linux/inet_diag.h`) and
 //! nothing about the mesh.
 
+pub(crate) mod conntrack;
 pub(crate) mod diag;
 pub(crate) mod message;
 pub(crate) mod nftables;

@@ -17,7 +17,7 @@ use crate::netlink::diag::{Diagnosis, ESTABLISHED, LISTEN, TcpSocket};
 pub struct Connection {
     pub local: SocketAddr,
     pub remote: SocketAddr,
-    pub uid: u32,
+    pub uid: Option<u32>,
     /// Its unit, else its cgroup, else its user.
     pub owner: String,
     /// It is the agent's own.
@@ -28,7 +28,7 @@ pub struct Connection {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
     pub local: SocketAddr,
-    pub uid: u32,
+    pub uid: Option<u32>,
     /// Its unit, else its cgroup, else its user.
     pub owner: String,
 }
@@ -90,7 +90,9 @@ impl Owners {
 
     fn name(&self, socket: &TcpSocket) -> String {
         let path = socket.cgroup.and_then(|id| self.tree.path(id));
-        path.map_or_else(|| format!("uid {}", socket.uid), |path| cgroup::unit(path).unwrap_or(path).to_owned())
+        let by_path = path.map(|path| cgroup::unit(path).unwrap_or(path).to_owned());
+        let by_user = || socket.uid.map_or_else(|| "no process".to_owned(), |uid| format!("uid {uid}"));
+        by_path.filter(|name| !name.is_empty()).unwrap_or_else(by_user)
     }
 }
 

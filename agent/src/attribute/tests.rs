@@ -41,7 +41,7 @@ fn the_most_specific_selector_wins() {
         workload("by-unit-and-uid", Selector { uid: Some(7), ..unit("orders.service") }),
     ];
     let check = |uid: u32, cgroup: &str, expect: &str| {
-        let process = Process { uid, cgroup: cgroup.to_owned() };
+        let process = Process { uid: Some(uid), cgroup: Some(cgroup.to_owned()) };
         assert_eq!(choose(&workloads, &process).map(|workload| &*workload.uid), Some(expect), "{process:?}");
     };
     check(0, "", "rest");
@@ -60,7 +60,35 @@ fn the_most_specific_selector_wins() {
 #[test]
 fn a_process_of_no_workload_has_none() {
     let workloads = [workload("by-uid", uid(1000))];
-    assert!(choose(&workloads, &Process { uid: 0, cgroup: String::new() }).is_none());
+    assert!(choose(&workloads, &Process { uid: Some(0), cgroup: Some(String::new()) }).is_none());
+}
+
+#[test]
+fn what_the_kernel_does_not_know_gives_no_identity() {
+    let workloads =
+        [workload("rest", Selector::default()), workload("root", uid(0)), workload("orders", unit("orders.service"))];
+    let check = |uid: Option<u32>, cgroup: Option<&str>, expect: Option<&str>| {
+        let process = Process { uid, cgroup: cgroup.map(str::to_owned) };
+        assert_eq!(choose(&workloads, &process).map(|workload| &*workload.uid), expect, "{process:?}");
+    };
+    check(None, None, None);
+    check(None, Some("system.slice/orders.service"), Some("orders"));
+    check(None, Some("system.slice/other.service"), None);
+    check(Some(0), None, None);
+    check(Some(7), Some("system.slice/other.service"), Some("rest"));
+}
+
+#[test]
+fn a_closed_socket_has_no_owner() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let dialled = listener.local_addr().expect("a bound listener");
+    let client = TcpStream::connect(dialled).expect("loopback");
+    let local = client.local_addr().expect("a connected socket");
+    let held = listener.accept().expect("the client").0;
+    drop(client);
+    let attribution = CgroupAttribution::new(vec![workload("rest", Selector::default()), workload("root", uid(0))]);
+    assert_eq!(attribution.source(local, dialled), None);
+    drop(held);
 }
 
 #[test]

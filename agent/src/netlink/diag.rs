@@ -16,8 +16,9 @@ pub(crate) struct TcpSocket {
     pub(crate) local: SocketAddr,
     pub(crate) remote: SocketAddr,
     pub(crate) state: u8,
-    pub(crate) uid: u32,
-    /// Number of its cgroup; kernels before 5.8 do not tell.
+    /// None when no process holds it any more: the kernel would call its owner root then.
+    pub(crate) uid: Option<u32>,
+    /// Number of its cgroup; kernels before 5.8 do not tell, nor does a socket that only waits.
     pub(crate) cgroup: Option<u64>,
     /// Told only with CAP_NET_ADMIN.
     pub(crate) mark: Option<u32>,
@@ -91,7 +92,7 @@ fn read(received: &Received<'_>) -> Option<TcpSocket> {
         local: canonical(SocketAddr::new(address(8)?, port(4)?)),
         remote: canonical(SocketAddr::new(address(24)?, port(6)?)),
         state,
-        uid: u32_at(payload, UID_OFFSET)?,
+        uid: u32_at(payload, UID_OFFSET).filter(|_| u32_at(payload, INODE_OFFSET).is_some_and(|inode| inode != 0)),
         cgroup: cgroup.map(u64::from_ne_bytes),
         mark: attributes.find(MARK).and_then(|value| u32_at(value, 0)),
     })
@@ -131,5 +132,6 @@ const IPV6: u8 = 10;
 const ANY_STATE: u32 = u32::MAX;
 const MESSAGE_BYTES: usize = 72;
 const UID_OFFSET: usize = 64;
+const INODE_OFFSET: usize = 68;
 const MARK: u16 = 15;
 const CGROUP_ID: u16 = 21;

@@ -69,6 +69,9 @@ pub(crate) const NETFILTER: Option<Protocol> = Some(netlink::NETFILTER);
 pub(crate) const ROUTE: Option<Protocol> = None;
 pub(crate) const DIAGNOSIS: Option<Protocol> = Some(netlink::SOCK_DIAG);
 
+/// The kernel's answers to a batch, each with the number of the message it is about.
+pub(crate) type Answers = Vec<(u32, Result<(), KernelError>)>;
+
 /// A netlink socket of one protocol, in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(crate) struct NetlinkSocket {
@@ -163,7 +166,7 @@ impl NetlinkSocket {
 
     /// Sends a whole batch and returns every answer with its sequence number: the kernel has queued
     /// all of them by the time `send` returns.
-    pub(crate) fn exchange(&self, bytes: &[u8]) -> Result<Vec<(u32, Result<(), KernelError>)>, NetlinkError> {
+    pub(crate) fn exchange(&self, bytes: &[u8]) -> Result<Answers, NetlinkError> {
         self.discard();
         self.reserve_send_buffer(bytes.len());
         self.send(bytes)?;

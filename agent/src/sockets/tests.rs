@@ -6,7 +6,7 @@ use super::*;
 
 fn connection(local: &str, remote: &str) -> Connection {
     let at = |text: &str| text.parse().expect("an address");
-    Connection { local: at(local), remote: at(remote), uid: 0, owner: "x.service".to_owned(), own: false }
+    Connection { local: at(local), remote: at(remote), uid: Some(0), owner: "x.service".to_owned(), own: false }
 }
 
 #[test]

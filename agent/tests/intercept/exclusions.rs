@@ -12,7 +12,8 @@ use agent::intercept::{Capture, Exclusions, Wanted};
 use api::{LocalWorkload, Selector};
 use proxy::Attribution;
 
-use crate::lab::{B4, B6, Host, Lab, accept, mesh, original_destination, try_accept, wait_for, wait_until};
+use crate::lab::{B4, B6, Host, Lab, VIP4, accept, mesh, original_destination, try_accept, wait_for, wait_until};
+use crate::roles;
 
 /// Whether a connection ended at the proxy or at the server itself.
 #[derive(Debug, PartialEq, Eq)]
@@ -116,11 +117,14 @@ impl TestCgroup {
     /// A process in this cgroup that connects and waits to be told to end.
     fn connect(&self, host: &Host, to: &str) -> Connected {
         let (address, port) = to.rsplit_once(':').expect("address and port");
+        self.start(host, &format!("nc {address} {port}"))
+    }
+
+    fn start(&self, host: &Host, command: &str) -> Connected {
         let procs = self.path.join("cgroup.procs");
-        let line =
-            format!("echo $$ > {} && exec nsenter --net=/run/netns/{} nc {address} {port}", procs.display(), host.name);
+        let line = format!("echo $$ > {} && exec nsenter --net=/run/netns/{} {command}", procs.display(), host.name);
         let child = Command::new("sh").args(["-c", &line]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
-        Connected(child.expect("sh and nc are there"))
+        Connected(child.expect("sh is there"))
     }
 }
 
@@ -165,13 +169,8 @@ fn an_excluded_unit_stays_excluded_when_it_restarts() {
     }
 }
 
-#[test]
-fn a_captured_connection_is_attributed_to_its_unit() {
-    let Some(lab) = Lab::new() else { return };
-    let Some(unit) = TestCgroup::new("orders.service") else { return };
-    let proxy = lab.a.listen("127.0.0.1:15001");
-    let _rules = lab.a.intercept(&mesh());
-    let workload = |name: &str, selector| LocalWorkload {
+fn workload(name: &str, selector: Selector) -> LocalWorkload {
+    LocalWorkload {
         uid: name.into(),
         namespace: "shop".to_owned(),
         group: name.to_owned(),
@@ -179,7 +178,15 @@ fn a_captured_connection_is_attributed_to_its_unit() {
         ports: [].into(),
         selector,
         probe: None,
-    };
+    }
+}
+
+#[test]
+fn a_captured_connection_is_attributed_to_its_unit() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(unit) = TestCgroup::new("orders.service") else { return };
+    let proxy = lab.a.listen("127.0.0.1:15001");
+    let _rules = lab.a.intercept(&mesh());
     let orders = Selector { unit: Some("orders.service".to_owned()), ..Selector::default() };
     let attribution = CgroupAttribution::new(vec![workload("rest", Selector::default()), workload("orders", orders)]);
     for (mut process, expect) in [(Some(unit.connect(&lab.a, &format!("{B4}:80"))), "orders"), (None, "rest")] {
@@ -190,4 +197,30 @@ fn a_captured_connection_is_attributed_to_its_unit() {
         assert_eq!(found.as_deref(), Some(expect));
         drop((process.take(), own));
     }
+}
+
+#[test]
+fn a_connection_whose_source_port_was_translated_is_attributed_too() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(unit) = TestCgroup::new("billing.service") else { return };
+    let proxy = lab.a.listen("127.0.0.1:15001");
+    let _rules = lab.a.intercept(&mesh());
+    let billing = Selector { unit: Some("billing.service".to_owned()), ..Selector::default() };
+    let attribution = CgroupAttribution::new(vec![workload("rest", Selector::default()), workload("billing", billing)]);
+    let ask = |expect: &str| {
+        let (taken, client) = accept(&proxy);
+        let dialled = original_destination(&taken);
+        let found = lab.a.within(|| attribution.source(client, dialled));
+        assert_eq!(found.as_deref(), Some(expect), "{client} -> {dialled}");
+        (taken, client.port())
+    };
+    const PORT: u16 = 41_235;
+    let _first = lab.a.connect_from_port(PORT, format!("{B4}:80")).expect("the proxy answers");
+    let (_first_taken, port) = ask("rest");
+    assert_eq!(port, PORT);
+    let program = std::env::current_exe().expect("this program");
+    let client = format!("{} --exact {} {PORT} {VIP4}:80", program.display(), roles::CLIENT);
+    let _second = unit.start(&lab.a, &client);
+    let (_second_taken, port) = ask("billing");
+    assert_ne!(port, PORT, "the kernel must have told the two apart");
 }

@@ -142,6 +142,11 @@ impl Host {
         })
     }
 
+    pub(crate) fn connect_from_port(&self, port: u16, to: impl AsRef<str>) -> io::Result<TcpStream> {
+        let to = to.as_ref().parse().expect("an address");
+        self.within(|| connect_from_port(port, to))
+    }
+
     /// As the proxy connects to a local server: from the client's address.
     pub(crate) fn connect_from(&self, client: IpAddr, to: impl AsRef<str>) -> io::Result<TcpStream> {
         let to: SocketAddr = to.as_ref().parse().expect("an address");
@@ -249,6 +254,16 @@ pub(crate) fn wait_for<T>(what: &str, mut answer: impl FnMut() -> Option<T>) -> 
         assert!(Instant::now() < deadline, "not within {LIMIT:?}: {what}");
         std::thread::park_timeout(Duration::from_millis(5));
     }
+}
+
+/// From a port that other connections use too, as busy hosts do.
+pub(crate) fn connect_from_port(port: u16, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    socket.bind(&SocketAddr::new(any, port).into())?;
+    socket.connect_timeout(&to.into(), LIMIT)?;
+    with_limits(socket.into())
 }
 
 pub(crate) fn run(line: &str) -> String {

@@ -101,6 +101,24 @@ fn captured_connections_outlive_quiet_rules_and_new_ones_pass() {
 }
 
 #[test]
+fn two_connections_from_one_source_port_are_both_captured() {
+    let Some(lab) = Lab::new() else { return };
+    let proxy = lab.a.listen("127.0.0.1:15001");
+    let _rules = lab.a.intercept(&mesh());
+    let mut clients = Vec::new();
+    for to in [format!("{VIP4}:80"), format!("{VIP4}:81"), format!("{B4}:80")] {
+        let mut client = lab.a.connect_from_port(41_234, &to).expect("the proxy answers");
+        let (mut taken, _) = accept(&proxy);
+        assert_eq!(original_destination(&taken).to_string(), to);
+        talk(&mut client, &mut taken);
+        clients.push((client, taken));
+    }
+    for (client, taken) in &mut clients {
+        talk(client, taken);
+    }
+}
+
+#[test]
 fn everything_that_leaves_the_host_can_be_captured() {
     let Some(lab) = Lab::new() else { return };
     let proxy = lab.a.listen("127.0.0.1:15001");

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use agent::intercept::{Interception, ruleset};
 
-use crate::lab::{Host, mesh};
+use crate::lab::{self, Host, mesh};
 
 /// Starts this program in a role, in the host's network namespace.
 pub(crate) fn spawn(host: &Host, role: &str, stdin: Stdio) -> Child {
@@ -47,6 +47,19 @@ fn heir() {
     interception.apply(&ruleset::build(&wanted)).expect("the rules are taken");
     wait_to_be_killed();
 }
+
+/// Connects from a port that others use too, and lives until it is killed: `PORT ADDRESS`, as further
+/// names that no test has.
+#[test]
+fn client() {
+    let mut words = std::env::args().skip_while(|argument| argument != CLIENT).skip(1);
+    let (Some(port), Some(to)) = (words.next(), words.next()) else { return };
+    let _stream = lab::connect_from_port(port.parse().expect("a port"), to.parse().expect("an address"));
+    wait_to_be_killed();
+}
+
+/// The name of that role.
+pub(crate) const CLIENT: &str = "roles::client";
 
 /// Run by name only: in an ordinary run of all tests a role does nothing.
 fn asked_for(name: &str) -> bool {
