@@ -92,7 +92,9 @@ struct Running {
 #[derive(Debug, Default)]
 struct Set {
     next: u64,
-    running: HashMap<u64, AbortHandle>,
+    /// `None` for the moment between the list and the runtime.
+    running: HashMap<u64, Option<AbortHandle>>,
+    aborted: bool,
 }
 
 /// Takes a task off the list when it ends: by itself, by a panic or by force.
@@ -106,18 +108,22 @@ impl Tasks {
         Self::default()
     }
 
-    /// Runs `future` to its end, or until [`Tasks::finish`] ends it by force.
+    /// Runs `future` to its end, or until [`Tasks::finish`] ends it by force; after that, not at all.
     pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
-        // The lock is kept over the spawn so that a task that ends at once finds its entry.
-        let mut set = self.set();
-        let id = set.next;
-        set.next += 1;
+        // Listed before it runs, so that one that ends at once finds its entry; and not under the
+        // lock, because a runtime that shuts down drops the future, and so `Ended`, inside `spawn`.
+        let id = self.set().add();
         let ended = Ended { tasks: self.clone(), id };
         let task = tokio::spawn(async move {
             let _ended = ended;
             future.await;
         });
-        set.running.insert(id, task.abort_handle());
+        let mut set = self.set();
+        if set.aborted {
+            task.abort();
+        } else if let Some(entry) = set.running.get_mut(&id) {
+            *entry = Some(task.abort_handle());
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -140,9 +146,9 @@ impl Tasks {
     }
 
     fn abort(&self) {
-        for task in self.set().running.values() {
-            task.abort();
-        }
+        let mut set = self.set();
+        set.aborted = true;
+        set.running.values().flatten().for_each(AbortHandle::abort);
     }
 
     async fn emptied(&self) {
@@ -160,6 +166,15 @@ impl Tasks {
     fn set(&self) -> MutexGuard<'_, Set> {
         // No code that can panic runs under this lock; a poisoned one is still whole.
         self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Set {
+    fn add(&mut self) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        self.running.insert(id, None);
+        id
     }
 }
 

@@ -57,7 +57,7 @@ impl Listener {
         for address in addresses {
             match Self::bind(*address, purpose, kind, config) {
                 Ok(listener) => bound.push(listener),
-                Err(error) if lacks_family(&error.source) => {
+                Err(error) if lacks_family(&error) => {
                     info!(%address, "this host has no such address family, {purpose} is without it");
                     missing = Some(error);
                 }
@@ -124,9 +124,12 @@ impl Listener {
     }
 }
 
-/// The kernel knows no such addresses (EAFNOSUPPORT), or has none of them (EADDRNOTAVAIL).
-fn lacks_family(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
+/// The kernel was built or booted without IPv6 (EAFNOSUPPORT), or has switched it off so that not even
+/// loopback has an address (EADDRNOTAVAIL). Any other address that is missing is a mistake.
+fn lacks_family(error: &BindError) -> bool {
+    let everywhere = error.address.ip().is_loopback() || error.address.ip().is_unspecified();
+    let switched_off = everywhere && error.source.kind() == io::ErrorKind::AddrNotAvailable;
+    error.address.is_ipv6() && (switched_off || error.source.raw_os_error() == Some(libc::EAFNOSUPPORT))
 }
 
 /// The client gave up before it was accepted (accept(2): such errors are to be ignored).
@@ -167,3 +170,6 @@ impl Heartbeats {
 const BEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long an accept loop waits when the host has no descriptors or memory left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests;

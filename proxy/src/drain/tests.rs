@@ -36,3 +36,14 @@ async fn a_task_that_panics_leaves_the_list() {
     drop(trigger);
     watch.forced().await;
 }
+
+#[test]
+fn a_runtime_that_shuts_down_does_not_hang_on_new_tasks() {
+    let tasks = Tasks::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let handle = runtime.handle().clone();
+    drop(runtime);
+    let _entered = handle.enter();
+    tasks.spawn(async {});
+    assert!(tasks.is_empty());
+}

@@ -16,7 +16,7 @@ use h2::client::{Connection, SendRequest};
 use identity::{Bundles, Credentials, Svid};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 use tokio_rustls::client::TlsStream;
 use tracing::debug;
 
@@ -107,13 +107,16 @@ impl Pool {
     /// A stream to `key.to` for which the peer has said 200. No byte of the application has been sent
     /// before, so a connection that turns out to be dead is left for a new one.
     pub(crate) async fn open(&self, key: &Key, connect: &Connect) -> Result<(Opened, Lease), Arc<TunnelError>> {
+        let limit = self.0.connect_timeout;
+        let deadline = tokio::time::Instant::now() + limit;
+        let timed_out = || TunnelError::TimedOut { to: key.to, limit };
         loop {
-            let Leased { lease, id, send, reused } = self.lease(key).await?;
-            let limit = self.0.connect_timeout;
-            let error = match timeout(limit, client::open(key.to, send, connect)).await {
+            let leased = timeout_at(deadline, self.lease(key)).await;
+            let Leased { lease, id, send, reused } = leased.map_err(|_| Arc::new(timed_out()))??;
+            let error = match timeout_at(deadline, client::open(key.to, send, connect)).await {
                 Ok(Ok(opened)) => return Ok((opened, lease)),
                 Ok(Err(error)) => error,
-                Err(_) => TunnelError::TimedOut { to: key.to, limit },
+                Err(_) => timed_out(),
             };
             match &error {
                 TunnelError::Tcp { .. } | TunnelError::Tls { .. } | TunnelError::Http2 { .. } => {

@@ -20,6 +20,7 @@ pub(crate) fn judge(snapshot: &Snapshot, workload: &Workload, connection: &polic
     for audit in &verdict.audits {
         let source = connection.source.as_ref().map(tracing::field::display);
         info!(
+            target: "access",
             policy = audit,
             src.identity = source,
             src.addr = %connection.source_ip,

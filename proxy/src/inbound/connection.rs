@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::policy;
 use api::{Snapshot, SpiffeId, Workload};
@@ -19,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tracing::{debug, info};
+use tracing::debug;
 
 use crate::connections::Judged;
 use crate::drain::{DrainWatch, Tasks};
@@ -43,6 +44,12 @@ struct Peer {
 /// Why there is no tunnel with a peer.
 #[derive(Debug, thiserror::Error)]
 enum HandshakeError {
+    #[error("the peer left before the handshake was over")]
+    Left(#[source] std::io::Error),
+    #[error("no usable handshake within {limit:?}")]
+    TimedOut { limit: Duration },
+    #[error("too many handshakes in progress, and this was the oldest")]
+    GivenUp,
     #[error("no workload of this host has a certificate yet")]
     NoCertificate,
     #[error("no TLS configuration")]
@@ -101,19 +108,24 @@ pub(crate) async fn serve(
     let limit = shared.config.inbound.handshake_timeout;
     let shaken = tokio::select! {
         shaken = timeout(limit, Box::pin(shake_hands(&shared, tcp, client))) => {
-            shaken.map_err(|_| format!("nothing usable within {limit:?}"))
+            shaken.unwrap_or(Err(HandshakeError::TimedOut { limit }))
         }
-        () = handshake.given_up() => Err("too many handshakes in progress, this was the oldest".to_owned()),
+        () = handshake.given_up() => Err(HandshakeError::GivenUp),
     };
     drop(handshake);
-    let shaken = shaken.and_then(|shaken| shaken.map_err(|error| Chain(&error).to_string()));
     let result = Label("result", if shaken.is_ok() { "ok" } else { "failed" });
     shared.observers.metrics.handshakes.get_or_create(&result).inc();
     let (peer, server) = match shaken {
         Ok(shaken) => shaken,
-        Err(error) => {
-            info!(src.addr = %client, flag = Flag::Tls.as_str(), error, "no tunnel with a peer");
+        // Whoever only looks whether the port is open (a load balancer, a scanner) is no event.
+        Err(error @ HandshakeError::Left(_)) => {
+            debug!(src.addr = %client, error = %Chain(&error), "no tunnel with a peer");
             return;
+        }
+        Err(error) => {
+            let mut report = Report::new(&shared.observers, Direction::Inbound, client.get());
+            report.facts.carrier = Carrier::Hbone;
+            return report.failed(&error);
         }
     };
     let peer = Arc::new(peer);
@@ -126,9 +138,9 @@ pub(crate) async fn serve(
 }
 
 async fn shake_hands(shared: &Shared, tcp: TcpStream, client: ClientAddr) -> Result<(Peer, Server), HandshakeError> {
-    let refused = |error: std::io::Error| {
-        let reason = tls::explain(&error).unwrap_or_else(|| error.to_string());
-        HandshakeError::Tls { reason }
+    let refused = |error: std::io::Error| match tls::explain(&error) {
+        Some(reason) => HandshakeError::Tls { reason },
+        None => HandshakeError::Left(error),
     };
     let local = tcp.local_addr().map(OrigDst::new).map_err(refused)?;
     let default = default_identity(shared, local).ok_or(HandshakeError::NoCertificate)?;
@@ -322,6 +334,16 @@ impl InboundError {
             | Self::UnknownWorkload { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Denied { .. } => StatusCode::UNAUTHORIZED,
             Self::Dial(_) | Self::Gone(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+impl Flagged for HandshakeError {
+    fn flag(&self) -> Flag {
+        match self {
+            Self::Left(_) | Self::TimedOut { .. } | Self::GivenUp | Self::Tls { .. } | Self::Identity => Flag::Tls,
+            Self::NoCertificate | Self::Configuration(_) => Flag::IdentityRequired,
+            Self::Http2(_) => Flag::Http2,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use api::policy;
+use api::{Snapshot, Workload, policy};
 use tokio::net::TcpStream;
 
 use crate::connections::Judged;
@@ -81,7 +81,7 @@ async fn accept(
     report.facts.upstream = Some(target.get());
     report.facts.destination = Party { workload: Some(workload.clone()), identity: None };
     report.facts.service = service_of(&snapshot, workload, port);
-    report.facts.source.workload = snapshot.workloads_at(client.get().ip()).min_by_key(|w| w.uid.clone()).cloned();
+    report.facts.source.workload = only_workload_at(&snapshot, client);
     let connection = policy::Connection { source: None, source_ip: client.get().ip(), destination: target.get() };
     let verdict = judge(&snapshot, workload, &connection);
     report.facts.policy = verdict.policy().map(str::to_owned);
@@ -91,6 +91,13 @@ async fn accept(
     let judged = Judged { workload: workload.uid.clone(), connection };
     let application = shared.dial(client, target).await.map_err(PlaintextError::Dial)?;
     Ok((application, judged))
+}
+
+/// The workload that calls, for telemetry: nothing tells several at one address apart.
+fn only_workload_at(snapshot: &Snapshot, client: ClientAddr) -> Option<Arc<Workload>> {
+    let mut here = snapshot.workloads_at(client.get().ip());
+    let first = here.next().cloned();
+    first.filter(|_| here.next().is_none())
 }
 
 impl Flagged for PlaintextError {

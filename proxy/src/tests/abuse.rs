@@ -24,7 +24,7 @@ async fn a_flood_of_half_open_handshakes_keeps_nobody_out() {
     assert_eq!(ask(&mut client, "served").await.expect("echoed"), "served");
     let mut oldest = silent.remove(0);
     assert_eq!(within("the oldest to be given up", oldest.read(&mut [0])).await.unwrap_or(0), 0);
-    logged(&["too many handshakes in progress"]).await;
+    logged(&["too many handshakes in progress", "TLS_FAILURE"]).await;
 }
 
 #[tokio::test]
@@ -37,7 +37,7 @@ async fn a_slow_handshake_ends_at_its_limit() {
     // The first bytes of a TLS record that never comes.
     slow.write_all(&[22, 3, 1, 2]).await.expect("sends");
     assert_eq!(within("the end", slow.read(&mut [0])).await.unwrap_or(0), 0);
-    logged(&[&slow.local_addr().expect("an address").to_string(), "nothing usable within 100ms"]).await;
+    logged(&[&slow.local_addr().expect("an address").to_string(), "no usable handshake within 100ms"]).await;
 }
 
 #[tokio::test]
@@ -49,13 +49,14 @@ async fn noise_in_place_of_a_handshake_is_refused() {
         [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 600], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\xff\xff"]
     {
         let mut stream = TcpStream::connect(tunnel).await.expect("it listens");
+        let address = stream.local_addr().expect("connected");
         stream.write_all(noise).await.expect("sends");
         stream.shutdown().await.expect("ends");
         let mut answer = Vec::new();
         // A reset or an alert and an end: both are refusals.
         let _ = within("the end", stream.read_to_end(&mut answer)).await;
-        logged(&[&stream.local_addr().map_or_else(|_| String::new(), |a| a.to_string()), "no tunnel with a peer"])
-            .await;
+        // Refused, or gone before there was anything to refuse.
+        logged(&[&address.to_string()]).await;
     }
 }
 

@@ -158,11 +158,11 @@ async fn a_peer_without_a_certificate_of_the_mesh_gets_no_tunnel() {
         Ok(peer) => request(&peer, Method::CONNECT, &mesh.app.to_string()).await.is_err(),
     };
     assert!(refused(&nobody).await, "no certificate");
-    logged(&["no tunnel with a peer", "certificate"]).await;
+    logged(&["inbound connection refused", "TLS_FAILURE", "certificate"]).await;
     let foreign = Ca::new().credentials(&["web"]);
     foreign.set_bundles((*mesh.ca.credentials(&[]).bundles()).clone());
     assert!(refused(&foreign).await, "of another authority");
-    logged(&["no tunnel with a peer", "not signed by a root that is trusted here"]).await;
+    logged(&["inbound connection refused", "TLS_FAILURE", "not signed by a root that is trusted here"]).await;
     assert!(mesh.b.metric("tombolo_inbound_handshakes_total", &["result=\"failed\""]) >= 2.0);
 }
 
