@@ -6,7 +6,7 @@ use telemetry::metrics::prometheus_client::collector::Collector;
 use telemetry::metrics::prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
 use telemetry::metrics::prometheus_client::metrics::counter::{ConstCounter, Counter};
 use telemetry::metrics::prometheus_client::metrics::family::Family;
-use telemetry::metrics::prometheus_client::metrics::gauge::ConstGauge;
+use telemetry::metrics::prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use telemetry::metrics::{Registry, register_process};
 
 use crate::grpc::Agents;
@@ -25,6 +25,8 @@ pub struct Metrics {
     pub discovery_resources: Counter,
     /// Requests of the REST API by route and status.
     pub requests: Family<RequestLabels, Counter>,
+    /// Requests of the REST API that are being answered, those that wait for news included.
+    pub requests_in_flight: Gauge,
     registry: Arc<Registry>,
 }
 
@@ -59,16 +61,17 @@ impl Metrics {
         register_process(&mut registry);
         let (certificates, enrolment) = (Family::default(), Family::default());
         let (discovery_answers, requests) = (Family::default(), Family::default());
-        let discovery_resources = Counter::default();
+        let (discovery_resources, requests_in_flight) = (Counter::default(), Gauge::default());
         let ours = registry.sub_registry_with_prefix("tombolo_controlplane");
         ours.register("certificates", "Certificates asked for", Family::clone(&certificates));
         ours.register("enrolment_calls", "Joins, renewals, reports and leaves of hosts", Family::clone(&enrolment));
         ours.register("discovery_answers", "Answers of agents to discovery", Family::clone(&discovery_answers));
         ours.register("discovery_resources", "Resources sent to agents", discovery_resources.clone());
         ours.register("requests", "Requests of the REST API", Family::clone(&requests));
+        ours.register("requests_in_flight", "Requests that are being answered", requests_in_flight.clone());
         ours.register_collector(Box::new(State { store: store.clone(), agents: agents.clone() }));
         let registry = Arc::new(registry);
-        Self { certificates, enrolment, discovery_answers, discovery_resources, requests, registry }
+        Self { certificates, enrolment, discovery_answers, discovery_resources, requests, requests_in_flight, registry }
     }
 
     /// As `/metrics` shows it.

@@ -11,6 +11,7 @@ use axum::extract::{DefaultBodyLimit, Extension, MatchedPath, Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
+use telemetry::metrics::prometheus_client::metrics::gauge::Gauge;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Components, InfoBuilder, LicenseBuilder, OpenApiBuilder};
 use utoipa_axum::router::OpenApiRouter;
@@ -112,10 +113,28 @@ async fn counted(State(app): State<Arc<App>>, request: Request, next: Next) -> R
     let known = [Method::GET, Method::POST, Method::DELETE, Method::PUT, Method::HEAD];
     let method = if known.contains(request.method()) { request.method().to_string() } else { "other".to_owned() };
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let in_flight = InFlight::new(&app.metrics.requests_in_flight);
     let response = next.run(request).await;
+    drop(in_flight);
     let status = response.status().as_u16();
     app.metrics.requests.get_or_create(&RequestLabels { method, route, status }).inc();
     response
+}
+
+/// Counts one request until it is answered, or its client has gone.
+struct InFlight(Gauge);
+
+impl InFlight {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 async fn not_found(request: Request) -> Problem {
@@ -137,3 +156,6 @@ fn shown(text: &str) -> String {
 const MAX_BODY: usize = 10 << 20;
 /// More than the store's own time-outs and retries take together.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests;

@@ -294,3 +294,6 @@ fn url(names: &[String], port: u16) -> String {
 
 /// How long requests under way may take at the end.
 const DRAIN: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests;

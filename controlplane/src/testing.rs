@@ -11,13 +11,16 @@ use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
+use crate::config::{Config, Sources};
+use crate::run::ControlPlane;
 use crate::store::{Store, StoreUrl};
 
 /// One fresh database and a store on it.
 pub(crate) struct Database {
     pub(crate) store: Store,
     pub(crate) store_url: StoreUrl,
-    _directory: Option<tempfile::TempDir>,
+    /// For the files of a control plane; the SQLite file is in it.
+    pub(crate) directory: tempfile::TempDir,
 }
 
 /// Runs a test on every kind of store.
@@ -34,7 +37,7 @@ pub(crate) async fn sqlite() -> Database {
     let directory = tempfile::tempdir().expect("a directory for the test");
     let store_url = StoreUrl::sqlite(directory.path().join("state.db"));
     let store = Store::open(&store_url).await.expect("SQLite opens");
-    Database { store, store_url, _directory: Some(directory) }
+    Database { store, store_url, directory }
 }
 
 /// `None` (and a loud line) where Postgres is not installed; in CI that is a failure.
@@ -48,7 +51,7 @@ pub(crate) async fn postgres() -> Option<Database> {
     let text = format!("postgres://tombolo@127.0.0.1:{}/{name}", server.port);
     let store_url: StoreUrl = text.parse().expect("a valid URL");
     let store = Store::open(&store_url).await.expect("Postgres opens");
-    Some(Database { store, store_url, _directory: None })
+    Some(Database { store, store_url, directory: tempfile::tempdir().expect("a directory for the test") })
 }
 
 /// Where the test's Postgres listens.
@@ -62,6 +65,103 @@ pub(crate) async fn wait_until(what: &str, limit: Duration, mut condition: impl 
     while !condition().await {
         assert!(Instant::now() < end, "not within {limit:?}: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Forwards to Postgres, and can be cut.
+pub(crate) struct Relay {
+    pub(crate) port: u16,
+    connections: tokio::task::JoinHandle<()>,
+}
+
+impl Relay {
+    pub(crate) async fn start(port: u16, to: SocketAddr) -> Self {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.expect("the relay's port is free");
+        let port = listener.local_addr().expect("it is bound").port();
+        let connections = tokio::spawn(async move {
+            let mut open = tokio::task::JoinSet::new();
+            while let Ok((mut client, _)) = listener.accept().await {
+                open.spawn(async move {
+                    let mut server = tokio::net::TcpStream::connect(to).await?;
+                    tokio::io::copy_bidirectional(&mut client, &mut server).await
+                });
+            }
+        });
+        Self { port, connections }
+    }
+
+    pub(crate) async fn cut(self) -> u16 {
+        self.connections.abort();
+        assert!(self.connections.await.is_err());
+        self.port
+    }
+}
+
+/// A control plane that serves on loopback until this is dropped or [`Plane::stop`]ped.
+pub(crate) struct Plane {
+    pub(crate) url: String,
+    pub(crate) app: std::sync::Arc<crate::app::App>,
+    client: reqwest::Client,
+    token: String,
+    stop: tokio::sync::oneshot::Sender<()>,
+    task: tokio::task::JoinHandle<Result<(), crate::run::RunError>>,
+}
+
+/// Settings for a control plane on free ports.
+pub(crate) fn settings(store_url: &StoreUrl, data_dir: &Path) -> Config {
+    let flags = [
+        ("mesh.trust_domain", "corp.example"),
+        ("grpc.listen", "127.0.0.1:0"),
+        ("api.listen", "127.0.0.1:0"),
+        ("paths.data_dir", &data_dir.display().to_string()),
+    ];
+    let flags = flags.map(|(key, value)| (key, value.to_owned())).to_vec();
+    let (file, environment) = (Some("/dev/null".into()), Some(Vec::new()));
+    let sources = Sources { file, environment, flags, credentials: None };
+    Config { store: store_url.clone(), ..Config::load(&sources).expect("the settings are right") }
+}
+
+impl Plane {
+    pub(crate) async fn start(store_url: &StoreUrl, data_dir: &Path) -> Self {
+        // Another test of this program may have installed it.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let started = ControlPlane::start(&settings(store_url, data_dir)).await;
+        let control_plane = started.unwrap_or_else(|error| panic!("{}", telemetry::Chain(&error)));
+        let address = control_plane.api_address().expect("it listens");
+        let token = std::fs::read_to_string(data_dir.join("admin.token")).expect("it was made").trim().to_owned();
+        let ca = std::fs::read(data_dir.join("ca.pem")).expect("it was made");
+        let ca = reqwest::Certificate::from_pem(&ca).expect("a certificate");
+        let client = reqwest::Client::builder().tls_certs_only([ca]).build().expect("a client");
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let app = control_plane.app().clone();
+        let task = tokio::spawn(control_plane.run(async { drop(stopped.await) }));
+        Self { url: format!("https://{address}"), app, client, token, stop, task }
+    }
+
+    /// As the administrator; status and JSON of the answer.
+    pub(crate) async fn send(&self, method: &str, path: &str, body: &serde_json::Value) -> (u16, serde_json::Value) {
+        let request = self.request(method, path).bearer_auth(&self.token);
+        let request = if body.is_null() { request } else { request.body(body.to_string()) };
+        Self::answer(request).await
+    }
+
+    /// Without a token.
+    pub(crate) fn request(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
+        let method = method.parse().expect("a method");
+        self.client.request(method, format!("{}{path}", self.url))
+    }
+
+    pub(crate) async fn answer(request: reqwest::RequestBuilder) -> (u16, serde_json::Value) {
+        let response = request.send().await.expect("an answer");
+        let status = response.status().as_u16();
+        let text = response.text().await.expect("a body");
+        (status, serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)))
+    }
+
+    /// As SIGTERM does.
+    pub(crate) async fn stop(self) {
+        drop(self.stop);
+        self.task.await.expect("no panic").expect("it ends in order");
     }
 }
 

@@ -2,11 +2,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-
 use super::*;
-use crate::testing::{on_each_store, postgres, postgres_address, sqlite, wait_until};
+use crate::testing::{Relay, on_each_store, postgres, postgres_address, sqlite, wait_until};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -185,35 +182,6 @@ async fn many_writers_of_two_replicas_lose_nothing() {
     }
     assert_eq!(two.world().await.expect("a world").revision, before + 40);
     assert_eq!(keys(&database.store).await.len(), 40);
-}
-
-/// Forwards to Postgres, and can be cut.
-struct Relay {
-    port: u16,
-    connections: tokio::task::JoinHandle<()>,
-}
-
-impl Relay {
-    async fn start(port: u16, to: std::net::SocketAddr) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("the relay's port is free");
-        let port = listener.local_addr().expect("it is bound").port();
-        let connections = tokio::spawn(async move {
-            let mut open = tokio::task::JoinSet::new();
-            while let Ok((mut client, _)) = listener.accept().await {
-                open.spawn(async move {
-                    let mut server = TcpStream::connect(to).await?;
-                    copy_bidirectional(&mut client, &mut server).await
-                });
-            }
-        });
-        Self { port, connections }
-    }
-
-    async fn cut(self) -> u16 {
-        self.connections.abort();
-        assert!(self.connections.await.is_err());
-        self.port
-    }
 }
 
 #[tokio::test]
