@@ -16,7 +16,7 @@ use proxy::view::View;
 use telemetry::Chain;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use crate::config;
@@ -92,6 +92,8 @@ const RECHECK: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_millis(200);
 /// systemd-resolved that restarts is back well within this.
 const RESTART: Duration = Duration::from_secs(5);
+/// What an operator must change is tried again this often, or when systemd-resolved restarts.
+const REFUSAL: Duration = Duration::from_secs(300);
 const RESTART_POLL: Duration = Duration::from_millis(100);
 
 /// Which way is right for a host.
@@ -185,8 +187,8 @@ struct Keeper {
     is_registered: bool,
     /// Whether there is surely no device.
     is_clean: bool,
-    /// Why trying again is of no use before systemd-resolved itself changes.
-    refused: Option<String>,
+    /// Why trying again at once is of no use, and until when.
+    refused: Option<(String, Instant)>,
 }
 
 /// Registering failed; the host's names are as they were.
@@ -201,12 +203,14 @@ enum RegisterError {
 }
 
 impl RegisterError {
-    /// Whether the same would be said again.
+    /// Whether the same would be said again until somebody changes the host.
     fn is_final(&self) -> bool {
         match self {
-            Self::Link(LinkError::NoKind) => true,
-            Self::Resolved(error) => matches!(error, ResolvedError::TooOld | ResolvedError::Denied(_)),
-            Self::Link(_) | Self::Absent => false,
+            Self::Link(error) => matches!(error, LinkError::NoKind | LinkError::Foreign { .. }),
+            Self::Resolved(error) => {
+                matches!(error, ResolvedError::TooOld | ResolvedError::Denied(_) | ResolvedError::Busy(_))
+            }
+            Self::Absent => false,
         }
     }
 }
@@ -244,17 +248,19 @@ impl Keeper {
 
     /// Makes the host as it should be. The same path at start, on every change and on the timer.
     async fn reconcile(&mut self) {
+        self.refused.take_if(|(_, until)| *until <= Instant::now());
         let resolvers = self.resolvers.borrow().clone();
         let libc_asks_resolved = fs::read_to_string(&self.config.nsswitch).is_ok_and(|text| uses_resolve(&text));
         let mut observed = Observed { resolved: self.state().await, resolvers: &resolvers, libc_asks_resolved };
         let mut via = decide(&self.config, &observed);
-        let mut problem = self.refused.clone();
+        let mut problem = self.refused.as_ref().map(|(problem, _)| problem.clone());
         if via.is_registered()
             && problem.is_none()
             && let Err(error) = self.register(observed.resolved).await
         {
-            problem = Some(Chain(&error).to_string());
-            self.refused = problem.clone().filter(|_| error.is_final());
+            let text = Chain(&error).to_string();
+            self.refused = error.is_final().then(|| (text.clone(), Instant::now() + REFUSAL));
+            problem = Some(text);
             observed.resolved = ResolvedState::Unusable;
             via = decide(&self.config, &observed);
         }

@@ -15,6 +15,8 @@ use zbus::fdo::DBusProxy;
 use zbus::names::BusName;
 use zbus::proxy::OwnerChangedStream;
 
+use crate::link::LINK;
+
 /// A connection to the system bus, to talk with systemd-resolved.
 #[derive(Debug, Clone)]
 pub struct Resolved {
@@ -42,7 +44,10 @@ pub enum ResolvedError {
     TooOld,
     #[error("systemd-resolved does not let this process change names: run the agent as root")]
     Denied(#[source] zbus::Error),
-    #[error("another program (systemd-networkd) manages the device tombolo0: mark it unmanaged there")]
+    #[error(
+        "systemd-networkd manages the device {LINK}: give it a file /etc/systemd/network/10-tombolo.network with \
+         \"[Match] Name={LINK}\" and \"[Link] Unmanaged=yes\""
+    )]
     Busy(#[source] zbus::Error),
     #[error("systemd-resolved failed {call}")]
     Failed {
