@@ -35,6 +35,17 @@ enum Behaviour {
     Lies,
 }
 
+/// One port for both transports. Connections of other tests hold ports of loopback, too.
+async fn bind_both() -> (UdpSocket, TcpListener) {
+    for _ in 0..100 {
+        let udp = UdpSocket::bind("127.0.0.1:0").await.expect("binds");
+        if let Ok(tcp) = TcpListener::bind(udp.local_addr().expect("bound")).await {
+            return (udp, tcp);
+        }
+    }
+    panic!("no port of 127.0.0.1 is free for both UDP and TCP")
+}
+
 /// A resolver of the test, and how often it was asked.
 struct Resolver {
     address: SocketAddr,
@@ -44,9 +55,8 @@ struct Resolver {
 
 impl Resolver {
     async fn start(behaviour: Behaviour) -> Self {
-        let udp = UdpSocket::bind("127.0.0.1:0").await.expect("binds");
+        let (udp, tcp) = bind_both().await;
         let address = udp.local_addr().expect("bound");
-        let tcp = TcpListener::bind(address).await.expect("binds the same port");
         let asked = Arc::new(AtomicUsize::new(0));
         let mut tasks = JoinSet::new();
         let count = asked.clone();
