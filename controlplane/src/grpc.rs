@@ -52,6 +52,8 @@ const MAX_CERTIFICATE_REQUEST: usize = 64 << 10;
 const MAX_HEADERS: u32 = 16 << 10;
 /// An agent has one stream and a few calls.
 const MAX_STREAMS: u32 = 256;
+/// How long calls under way may take to finish when the program stops.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// After a failure that is not one connection's, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -91,9 +93,13 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, shutdown: impl Future<O
     let stop = async {
         shutdown.await;
         stopping.cancel();
+        // Whoever does not read the end of its stream cannot hold up ours.
+        tokio::time::sleep(DRAIN_LIMIT).await;
     };
-    let (served, (), ()) = tokio::join!(server, accept, stop);
-    served.map_err(ServeError::Transport)
+    tokio::select! {
+        (served, ()) = async { tokio::join!(server, accept) } => served.map_err(ServeError::Transport),
+        () = stop => Ok(()),
+    }
 }
 
 fn acceptor(app: &App) -> Result<TlsAcceptor, ServeError> {

@@ -12,7 +12,7 @@ use api::snapshot::{Change, TrustBundle};
 use api::wire::{self, Encoded};
 use api::{Revision, Service, Workload};
 use tokio::sync::watch;
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
 mod build;
@@ -82,10 +82,11 @@ async fn follow(
     mut builder: Builder,
     sender: watch::Sender<Arc<Published>>,
 ) {
-    let mut failing = false;
+    let (mut failing, mut skipped) = (false, 0);
+    let mesh = builder.mesh.clone();
     loop {
         let known = sender.borrow().revision;
-        if *changes.borrow_and_update() <= known && changes.changed().await.is_err() {
+        if *changes.borrow_and_update() <= known.max(skipped) && changes.changed().await.is_err() {
             return;
         }
         let world = match store.world().await {
@@ -102,6 +103,7 @@ async fn follow(
         if std::mem::take(&mut failing) {
             info!(revision = world.revision, "the store can be read again");
         }
+        let revision = world.revision;
         let built = tokio::task::spawn_blocking(move || {
             let published = builder.publish(world);
             (builder, published)
@@ -112,15 +114,15 @@ async fn follow(
                 debug!(revision = published.revision, "revision {} is published", published.revision);
                 sender.send_replace(published);
             }
-            Err(failure) => return stopped(&failure),
+            Err(failure) if failure.is_panic() => {
+                // A mistake of ours. The next change may well not meet it.
+                error!(error = %failure, revision, "building revision {revision} failed: agents keep revision {known}");
+                builder = Builder { mesh: mesh.clone(), last: sender.borrow().clone() };
+                skipped = revision;
+            }
+            // The program ends.
+            Err(_) => return,
         }
-    }
-}
-
-/// A build that panicked is a mistake of ours; the agents keep what they have.
-fn stopped(failure: &JoinError) {
-    if failure.is_panic() {
-        error!(error = %failure, "building the snapshot failed: agents get no changes until a restart");
     }
 }
 

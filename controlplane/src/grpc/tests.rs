@@ -1,278 +1,23 @@
 //! The agents' API over real TLS sockets, on SQLite, with tonic's client.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+mod plane;
 
-use api::rest::TokenRequest;
-use api::snapshot::Change;
+use std::time::{Instant, SystemTime};
+
+use api::SpiffeId;
 use api::wire::ca::IstioCertificateRequest;
 use api::wire::ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use api::wire::tombolo::enrolment_client::EnrolmentClient;
-use api::wire::tombolo::{JoinRequest, JoinResponse, LeaveRequest, RenewHostRequest, ReportRequest, WorkloadHealth};
-use api::wire::xds::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use api::wire::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use api::{SpiffeId, TrustDomain, wire};
-use identity::tls::{Pins, control_plane_client_config, join_client_config, server_name};
+use api::wire::tombolo::{JoinRequest, LeaveRequest, RenewHostRequest};
+use identity::tls::{Pins, join_client_config};
 use identity::{KeyPair, Svid};
-use rustls::ClientConfig;
-use tempfile::TempDir;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
-use tokio_rustls::TlsConnector;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Streaming};
+use tonic::Code;
 
+use self::plane::*;
 use super::*;
-use crate::app::Settings;
 use crate::issuer::Issuer;
-use crate::metrics::Metrics;
 use crate::registry;
-use crate::resources::{Apply, apply};
-use crate::snapshot::{Mesh, Snapshots};
-use crate::testing::{Database, sqlite, wait_until};
-
-const LIMIT: Duration = Duration::from_secs(5);
-const GROUPS: &str = "
-apiVersion: networking.istio.io/v1
-kind: WorkloadGroup
-metadata: {name: orders, namespace: shop}
-spec:
-  metadata: {labels: {app: orders}}
-  template: {serviceAccount: orders, ports: {http: 8080}}
----
-apiVersion: networking.istio.io/v1
-kind: WorkloadGroup
-metadata: {name: web, namespace: shop}
-spec:
-  metadata: {labels: {app: web}}
-  template: {serviceAccount: web}
----
-apiVersion: v1
-kind: Service
-metadata: {name: orders, namespace: shop}
-spec: {selector: {app: orders}, ports: [{port: 80, targetPort: http}]}
-";
-const DENY: &str = "
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: deny-web, namespace: shop}
-spec: {action: DENY, rules: [{from: [{source: {principals: [mesh.example/ns/shop/sa/web]}}]}]}
-";
-
-/// One running control plane.
-struct Plane {
-    app: Arc<App>,
-    address: SocketAddr,
-    stop: Option<oneshot::Sender<()>>,
-    served: JoinHandle<Result<(), ServeError>>,
-    _snapshots: Snapshots,
-    _database: Database,
-    _directory: TempDir,
-}
-
-/// A host that joined.
-struct Host {
-    answer: JoinResponse,
-    key: KeyPair,
-    channel: Channel,
-}
-
-fn trust_domain() -> TrustDomain {
-    "mesh.example".parse().expect("well-formed")
-}
-
-async fn plane() -> Plane {
-    let (database, directory) = (sqlite().await, tempfile::tempdir().expect("a directory"));
-    let issuer = Issuer::load_or_create(directory.path(), &trust_domain()).expect("an authority");
-    let lease = Duration::from_secs(15);
-    let roots = issuer.roots().iter().map(|der| der.to_vec()).collect();
-    let mesh = Mesh { trust_domain: trust_domain(), roots, lease };
-    let snapshots = crate::snapshot::start(database.store.clone(), mesh).await.expect("a first snapshot");
-    let agents = Agents::default();
-    let app = Arc::new(App {
-        metrics: Metrics::new(&database.store, &agents),
-        draining: CancellationToken::new(),
-        store: database.store.clone(),
-        trust_domain: trust_domain(),
-        server_certificate: issuer.server_tls(&["localhost".to_owned()]).expect("a server certificate"),
-        issuer,
-        published: snapshots.subscribe(),
-        agents,
-        settings: Settings { lease, join_url: String::new() },
-    });
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("bound");
-    let (stop, stopped) = oneshot::channel::<()>();
-    let served = tokio::spawn(serve(listener, app.clone(), async move {
-        let _ = stopped.await;
-    }));
-    let plane = Plane {
-        app,
-        address,
-        stop: Some(stop),
-        served,
-        _snapshots: snapshots,
-        _database: database,
-        _directory: directory,
-    };
-    plane.apply(GROUPS).await;
-    plane
-}
-
-impl Plane {
-    async fn apply(&self, yaml: &str) -> api::Revision {
-        let documents = api::resource::documents(yaml).expect("YAML");
-        let request = Apply {
-            documents,
-            dry_run: false,
-            actor: "test".to_owned(),
-            trust_domain: trust_domain(),
-            now: SystemTime::now(),
-        };
-        apply(&self.app.store, &request).await.expect("applied").revision
-    }
-
-    async fn token(&self, groups: &[&str]) -> String {
-        let request = TokenRequest {
-            groups: groups.iter().map(|group| (*group).to_owned()).collect(),
-            ttl_s: 3600,
-            uses: 1,
-            name_pattern: String::new(),
-            cidrs: vec![],
-            approval: false,
-        };
-        let pin = self.app.issuer.ca_pin();
-        let made = registry::create_token(&self.app.store, &request, &pin, "test", SystemTime::now()).await;
-        made.expect("a token").0.reveal()
-    }
-
-    async fn channel(&self, tls: Arc<ClientConfig>) -> Channel {
-        let address = self.address;
-        let connect = tower::service_fn(move |_: http::Uri| {
-            let tls = TlsConnector::from(tls.clone());
-            async move {
-                let stream = TcpStream::connect(address).await?;
-                let stream = tls.connect(server_name(&[]), stream).await?;
-                Ok::<_, io::Error>(hyper_util::rt::TokioIo::new(stream))
-            }
-        });
-        Endpoint::from_static("http://control-plane").connect_with_connector_lazy(connect)
-    }
-
-    async fn anonymous(&self) -> EnrolmentClient<Channel> {
-        let pins = Pins { root_sha256: Some(self.app.issuer.ca_pin()), token: None };
-        EnrolmentClient::new(self.channel(join_client_config(pins).expect("a pin")).await)
-    }
-
-    async fn join(&self, name: &str, group: &str) -> Host {
-        let key = KeyPair::generate().expect("random");
-        let request = join_request(self.token(&[group]).await, &key, name);
-        let answer = self.anonymous().await.join(request).await.expect("joins").into_inner();
-        let channel = self.mutual(&answer.cert_chain.concat(), &key).await;
-        Host { answer, key, channel }
-    }
-
-    /// A channel that presents this certificate.
-    async fn mutual(&self, chain_pem: &str, key: &KeyPair) -> Channel {
-        let svid = Svid::from_pem(chain_pem, key).expect("usable");
-        let bundles = Bundles::from_pem(&trust_domain(), self.app.issuer.roots_pem()).expect("roots");
-        let tls = control_plane_client_config(&bundles, Some(Arc::new(svid)), &trust_domain()).expect("TLS");
-        self.channel(tls).await
-    }
-}
-
-fn join_request(token: String, key: &KeyPair, name: &str) -> JoinRequest {
-    JoinRequest {
-        token,
-        csr: key.csr(None).expect("signs"),
-        name: name.to_owned(),
-        groups: vec![],
-        addresses: vec!["10.0.0.7".to_owned()],
-        version: "test".to_owned(),
-        now_unix_s: now_s(),
-    }
-}
-
-fn now_s() -> i64 {
-    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs()).expect("fits")
-}
-
-fn certificate_request(key: &KeyPair, identity: &str) -> IstioCertificateRequest {
-    let value = prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(identity.to_owned())) };
-    let metadata = prost_types::Struct { fields: [("ImpersonatedIdentity".to_owned(), value)].into() };
-    IstioCertificateRequest { csr: key.csr(None).expect("signs"), validity_duration: 3600, metadata: Some(metadata) }
-}
-
-fn report(epoch: u64, healthy: bool) -> ReportRequest {
-    let uid = "tombolo/shop/orders/vm-1".to_owned();
-    ReportRequest {
-        epoch,
-        workloads: vec![WorkloadHealth { uid, healthy, reason: String::new() }],
-        ..ReportRequest::default()
-    }
-}
-
-/// One stream, which acknowledges what it receives and keeps a snapshot of it.
-struct Feed {
-    requests: mpsc::Sender<DeltaDiscoveryRequest>,
-    responses: Streaming<DeltaDiscoveryResponse>,
-    snapshot: api::Snapshot,
-}
-
-impl Feed {
-    async fn open(channel: Channel) -> Result<Self, tonic::Status> {
-        let (requests, outgoing) = mpsc::channel(16);
-        for type_url in [wire::TRUST_BUNDLE, wire::AUTHORIZATION, wire::ADDRESS, wire::HOST_CONFIG] {
-            let request = DeltaDiscoveryRequest { type_url: type_url.to_owned(), ..Default::default() };
-            requests.send(request).await.expect("there is room");
-        }
-        let mut client = AggregatedDiscoveryServiceClient::new(channel);
-        let responses = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await?.into_inner();
-        Ok(Self { requests, responses, snapshot: api::Snapshot::default() })
-    }
-
-    async fn take(&mut self) -> Result<(), tonic::Status> {
-        let response = self.responses.message().await?.ok_or_else(|| tonic::Status::cancelled("closed"))?;
-        let revision = response.system_version_info.parse().unwrap_or_default();
-        let mut changes: Vec<Change> = vec![];
-        for resource in &response.resources {
-            let body = &resource.resource.as_ref().expect("there is one").value;
-            changes.push(wire::decode(&response.type_url, &resource.name, body).expect("our own resources decode"));
-        }
-        for name in &response.removed_resources {
-            changes.push(wire::removal(&response.type_url, name).expect("our own names"));
-        }
-        self.snapshot = self.snapshot.apply(api::Delta { revision, changes });
-        let ack =
-            DeltaDiscoveryRequest { type_url: response.type_url, response_nonce: response.nonce, ..Default::default() };
-        let _ = self.requests.send(ack).await;
-        Ok(())
-    }
-
-    /// Receives until the snapshot is as wanted; how long that took.
-    async fn until(&mut self, what: &str, is: impl Fn(&api::Snapshot) -> bool) -> Duration {
-        let start = Instant::now();
-        while !is(&self.snapshot) {
-            let taken = tokio::time::timeout(LIMIT, self.take()).await;
-            taken.unwrap_or_else(|_| panic!("not within {LIMIT:?}: {what}")).expect("the stream goes on");
-        }
-        start.elapsed()
-    }
-
-    async fn end(&mut self) -> tonic::Status {
-        let ended = async {
-            loop {
-                if let Err(status) = self.take().await {
-                    return status;
-                }
-            }
-        };
-        tokio::time::timeout(LIMIT, ended).await.expect("the stream ends")
-    }
-}
-
-fn workload<'a>(snapshot: &'a api::Snapshot, host: &str) -> Option<&'a api::Workload> {
-    snapshot.workload(&format!("tombolo/shop/orders/{host}")).map(AsRef::as_ref)
-}
+use crate::testing::wait_until;
 
 #[tokio::test]
 async fn a_host_joins_and_gets_certificates_and_its_configuration() {
@@ -470,7 +215,7 @@ async fn joins_that_cannot_work_are_refused_with_their_reason() {
     let plane = plane().await;
     let key = KeyPair::generate().expect("random");
     let mut enrolment = plane.anonymous().await;
-    let token = plane.token(&["shop/orders"]).await;
+    let token = plane.token(&["shop/orders"], 1).await;
 
     let skewed = JoinRequest { now_unix_s: now_s() - 3600, ..join_request(token.clone(), &key, "vm-1") };
     let refused = enrolment.join(skewed).await.expect_err("refused");
@@ -524,4 +269,58 @@ async fn a_stopping_control_plane_says_so_and_ends() {
     drop(feed);
     let served = tokio::time::timeout(LIMIT, &mut plane.served).await;
     served.expect("it ends in time").expect("no panic").expect("no error");
+}
+
+#[tokio::test]
+async fn agents_keep_what_they_have_while_the_database_is_away() {
+    let plane = plane().await;
+    let host = plane.join("vm-1", "shop/orders").await;
+    let mut feed = Feed::open(host.channel.clone()).await.expect("a stream");
+    feed.until("its configuration", |snapshot| snapshot.host().is_some()).await;
+    plane.app.store.close().await;
+    let key = KeyPair::generate().expect("random");
+    let request = certificate_request(&key, "spiffe://mesh.example/ns/shop/sa/orders");
+    let refused = IstioCertificateServiceClient::new(host.channel.clone()).create_certificate(request).await;
+    let refused = refused.expect_err("nobody can say whether it may");
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    let refused = EnrolmentClient::new(host.channel.clone()).report(report(1, true)).await.expect_err("not kept");
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    let mut again = Feed::open(host.channel).await.expect("a stream all the same");
+    again.until("its configuration", |snapshot| snapshot.host().is_some()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_agents_hear_of_a_change_within_a_second() {
+    const N_AGENTS: usize = 200;
+    let plane = plane().await;
+    let token = plane.token(&["shop/orders"], 200).await;
+    let names: Vec<String> = (0..N_AGENTS).map(|n| format!("vm-{n}")).collect();
+    let hosts = futures_util::future::join_all(names.iter().map(|name| plane.join_with(token.clone(), name))).await;
+    let mut feeds = Vec::new();
+    for host in hosts {
+        feeds.push(Feed::open(host.channel).await.expect("a stream"));
+    }
+    for feed in &mut feeds {
+        feed.until("every workload", |snapshot| snapshot.len_workloads() == N_AGENTS && snapshot.host().is_some())
+            .await;
+    }
+    let mut waiting = JoinSet::new();
+    for mut feed in feeds {
+        waiting.spawn(async move {
+            feed.until("the policy", |snapshot| snapshot.policy("shop/deny-web").is_some()).await;
+            Instant::now()
+        });
+    }
+    let start = Instant::now();
+    let revision = plane.apply(DENY).await;
+    let applied = start.elapsed();
+    let mut published = plane.app.published.clone();
+    published.wait_for(|published| published.revision >= revision).await.expect("it is published");
+    let published = start.elapsed();
+    let mut took: Vec<Duration> = waiting.join_all().await.into_iter().map(|heard| heard - start).collect();
+    took.sort();
+    let p99 = took[N_AGENTS * 99 / 100 - 1];
+    eprintln!("applied after {applied:?}, published after {published:?}");
+    eprintln!("{N_AGENTS} agents: half heard within {:?}, 99 of 100 within {p99:?}", took[N_AGENTS / 2]);
+    assert!(p99 < Duration::from_secs(1), "{p99:?}");
 }
