@@ -20,10 +20,9 @@ mod request;
 mod server;
 
 pub use files::{CaError, IoProblem};
-pub use request::CsrProblem;
+pub use request::{CsrProblem, public_key};
 
 use files::{CaFiles, Issuing};
-pub(crate) use request::public_key;
 
 /// How long a workload's certificate lives. An hour bounds what a stolen key is worth.
 pub const WORKLOAD_LIFETIME: Duration = Duration::from_secs(3600);

@@ -119,3 +119,37 @@ pub(crate) fn show(at: SystemTime) -> String {
         .and_then(|at| at.format(&Rfc3339).ok())
         .unwrap_or_else(|| format!("{seconds} s after 1970"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The corpus of the fuzz target `certificate`, and each of its inputs with each byte changed.
+    #[test]
+    fn fuzzed_certificates_name_the_identity_that_is_read() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus/certificate");
+        let mut proving = Vec::new();
+        for entry in std::fs::read_dir(folder).expect("the corpus is there") {
+            let path = entry.expect("just listed").path();
+            let bytes = std::fs::read(&path).expect("readable");
+            if proves(&bytes) {
+                proving.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+            }
+            for at in 0..bytes.len() {
+                for flip in [0x01, 0x80, 0xff] {
+                    let mut changed = bytes.clone();
+                    changed[at] ^= flip;
+                    proves(&changed);
+                }
+            }
+        }
+        assert_eq!(proving, ["leaf"]);
+    }
+
+    fn proves(bytes: &[u8]) -> bool {
+        let Ok(facts) = Facts::read(&bytes.to_vec().into()) else { return false };
+        let Ok(identity) = facts.identity() else { return false };
+        assert_eq!(facts.uris, [identity.to_string()]);
+        true
+    }
+}

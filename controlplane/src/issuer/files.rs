@@ -263,7 +263,8 @@ fn ca_params(
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, "Tombolo");
-    params.distinguished_name.push(DnType::CommonName, name);
+    // A common name has 64 characters at most (RFC 5280 appendix A.1); the URI below has the whole.
+    params.distinguished_name.push(DnType::CommonName, name.chars().take(64).collect::<String>());
     // The name of a CA that was made anew must differ: verifiers look issuers up by it.
     let key_hash = data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(key.public_key())[..8]);
     params.distinguished_name.push(DnType::OrganizationalUnitName, key_hash);

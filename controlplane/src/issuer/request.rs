@@ -28,7 +28,7 @@ pub enum CsrProblem {
 }
 
 /// The key that the sender has proved to hold.
-pub(crate) fn public_key(csr: &str) -> Result<SubjectPublicKeyInfo, CsrProblem> {
+pub fn public_key(csr: &str) -> Result<SubjectPublicKeyInfo, CsrProblem> {
     if csr.len() > MAX_BYTES {
         return Err(CsrProblem::TooLong { bytes: csr.len() });
     }

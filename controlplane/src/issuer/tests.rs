@@ -270,3 +270,29 @@ fn the_server_certificate_serves_agents_and_curl() {
         assert!(matches!(issuer.server_tls(&[bad.to_owned()]), Err(SignError::ServerName { .. })), "{bad:?}");
     }
 }
+
+/// The corpus of the fuzz target `csr`, and each of its inputs with each byte changed.
+#[test]
+fn fuzzed_requests_are_refused_or_give_a_key_on_p256() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus/csr");
+    let mut keys = Vec::new();
+    for entry in fs::read_dir(folder).expect("the corpus is there") {
+        let path = entry.expect("just listed").path();
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if public_key(&text).is_ok() {
+            keys.push(name);
+        }
+        for at in 0..text.len() {
+            let mut bytes = text.clone().into_bytes();
+            bytes[at] = if bytes[at] == b'A' { b'/' } else { b'A' };
+            if let Ok(key) = String::from_utf8(bytes).map_err(|_| CsrProblem::NotPem).and_then(|text| public_key(&text))
+            {
+                assert_eq!(rcgen::PublicKeyData::der_bytes(&key).len(), 65);
+            }
+        }
+    }
+    keys.sort();
+    // The odd one asks to be a CA with other names: its key is taken, nothing else of it.
+    assert_eq!(keys, ["good", "names", "text-before", "twice"]);
+}

@@ -37,7 +37,8 @@ fn for_orders(mode: &str, ports: serde_json::Value) -> serde_json::Value {
 fn the_narrower_level_wins_and_unset_inherits() {
     use InboundMode::{Observe, Permissive, Strict};
     let mesh = || resource(ROOT_NAMESPACE, "mesh", mtls("STRICT"));
-    let rows: Vec<(&str, Vec<Resource>, Option<InboundMode>, [InboundMode; 2])> = vec![
+    type Row = (&'static str, Vec<Resource>, Option<InboundMode>, [InboundMode; 2]);
+    let rows: Vec<Row> = vec![
         ("nothing said", vec![], None, [Permissive; 2]),
         ("mesh", vec![mesh()], None, [Strict; 2]),
         ("namespace over mesh", vec![mesh(), resource("shop", "ns", mtls("PERMISSIVE"))], None, [Permissive; 2]),
