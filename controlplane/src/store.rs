@@ -100,7 +100,7 @@ impl Store {
         self.inner.shared.changes.subscribe()
     }
 
-    /// Whether the database answered when it was last asked, at most a second ago.
+    /// Whether the database answered when it was last asked, at most three seconds ago.
     pub fn available(&self) -> bool {
         self.inner.shared.available.load(Ordering::Relaxed)
     }

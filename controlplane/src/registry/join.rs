@@ -226,12 +226,13 @@ async fn register(
 ) -> Result<(), StoreError> {
     let state = if token.approval { HostRowState::Pending } else { HostRowState::Active };
     let addresses = if attempt.addresses.is_empty() { vec![attempt.peer_ip] } else { attempt.addresses.clone() };
+    let addresses = &addresses[..addresses.len().min(MAX_ADDRESSES)];
     // What an earlier host of this name left behind goes with its row.
     hosts::remove(write, &attempt.name).await?;
     let values = vec![
         (&attempt.name).into(),
         state.as_column().into(),
-        list_column(&addresses).into(),
+        list_column(addresses).into(),
         sequence.into(),
         attempt.key_hash.to_vec().into(),
         (&token.id).into(),
@@ -260,3 +261,5 @@ pub(super) fn usable(address: IpAddr, peer_ip: IpAddr) -> bool {
 
 const INSERT: &str = "INSERT INTO hosts (name, state, problem, addresses, sequence, previous_sequence, key_hash, \
     token_id, joined_ms, version) VALUES ($1, $2, '', $3, $4, 0, $5, $6, $7, $8)";
+/// More than any host has, fewer than would swell every agent's snapshot.
+pub(super) const MAX_ADDRESSES: usize = 16;

@@ -139,6 +139,7 @@ async fn report_in(write: &mut Write, beat: &Beat) -> Result<(), ReportError> {
 async fn keep_addresses(write: &mut Write, beat: &Beat, kept: &str) -> Result<bool, StoreError> {
     let mut addresses = beat.report.addresses.clone();
     addresses.retain(|address| join::usable(*address, beat.report.peer_ip));
+    addresses.truncate(join::MAX_ADDRESSES);
     let column = list_column(&addresses);
     if addresses.is_empty() || column == kept {
         return Ok(false);
@@ -293,7 +294,7 @@ pub async fn keep_leases(store: Store, lease: Duration, grace: Duration) {
 async fn tidy(store: &Store, now: SystemTime) -> Result<(), StoreError> {
     let before = |days: u64| vec![to_ms(now - Duration::from_secs(days * 24 * 3600)).into()];
     store.execute_quietly("DELETE FROM tokens WHERE expires_ms < $1", before(7)).await?;
-    store.execute_quietly("DELETE FROM certificates WHERE not_after_ms < $1", before(90)).await?;
+    store.execute_quietly("DELETE FROM certificates WHERE not_after_ms < $1", before(7)).await?;
     store.execute_quietly("DELETE FROM audit WHERE at_ms < $1", before(365)).await?;
     Ok(())
 }

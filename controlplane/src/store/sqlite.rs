@@ -51,9 +51,18 @@ impl Backend for SqliteBackend {
     }
 
     async fn begin(&self, access: Access) -> Result<Box<dyn Transaction>, StoreError> {
-        let transaction = match access {
-            Access::Read => self.readers.begin_with("BEGIN DEFERRED").await?,
-            Access::Write => self.writer.begin_with("BEGIN IMMEDIATE").await?,
+        let (pool, statement) = match access {
+            Access::Read => (&self.readers, "BEGIN DEFERRED"),
+            Access::Write => (&self.writer, "BEGIN IMMEDIATE"),
+        };
+        let transaction = match pool.begin_with(statement).await {
+            // A full disk makes SQLite roll back by itself; sqlx's own ROLLBACK then fails and leaves the
+            // connection counting a transaction that is not there, for ever.
+            Err(sqlx::Error::InvalidSavePointStatement) => {
+                pool.acquire().await?.close().await?;
+                pool.begin_with(statement).await?
+            }
+            begun => begun?,
         };
         Ok(Box::new(SqliteTransaction(transaction)))
     }

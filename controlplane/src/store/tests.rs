@@ -207,6 +207,34 @@ async fn a_postgres_that_goes_away_and_comes_back_is_said_so_and_used_again() {
     relay.cut().await;
 }
 
+/// Fills the file up to a limit of pages, as a full disk does, and gives room again.
+#[tokio::test]
+async fn a_full_disk_is_said_so_and_loses_nothing() {
+    async fn limit_pages(store: &Store, sql: &'static str) {
+        let limited: Result<(), StoreError> = store
+            .write(&sql, |write, sql| {
+                Box::pin(async move {
+                    write.fetch(sql, vec![]).await?;
+                    write.discard();
+                    Ok(())
+                })
+            })
+            .await;
+        limited.expect("the limit is set");
+    }
+    let database = sqlite().await;
+    let store = &database.store;
+    put(store, "before").await.expect("the write succeeds");
+    // Never less than what is used.
+    limit_pages(store, "PRAGMA max_page_count = 1").await;
+    let full = put(store, &"x".repeat(1 << 20)).await.expect_err("there is no room for 1 MiB");
+    assert!(matches!(full, StoreError::Full { .. }) && full.is_temporary(), "{full:?}");
+    assert!(full.hint().starts_with("free space"), "{}", full.hint());
+    assert_eq!(keys(store).await, ["before"], "reading goes on");
+    limit_pages(store, "PRAGMA max_page_count = 1000000").await;
+    put(store, &"x".repeat(1 << 20)).await.expect("there is room again");
+}
+
 #[tokio::test]
 async fn a_store_that_cannot_be_opened_says_why() {
     let database = sqlite().await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::Shared;
+use super::{Shared, StoreError};
 
 pub(super) async fn run(shared: Arc<Shared>) {
     loop {
@@ -22,7 +22,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
 }
 
 async fn look(shared: &Shared) {
-    match shared.current_revision().await {
+    // A pool that hangs must not hide for its own, longer time limit that the database is away.
+    let asked = tokio::time::timeout(PATIENCE, shared.current_revision()).await;
+    let silent = || StoreError::Unavailable { source: sqlx::Error::PoolTimedOut };
+    match asked.unwrap_or_else(|_| Err(silent())) {
         Ok(revision) => {
             if !shared.available.swap(true, Ordering::Relaxed) {
                 info!(revision, "the database is back");
@@ -40,3 +43,5 @@ async fn look(shared: &Shared) {
 
 /// Half of the second within which replicas see each other's writes (the promise of the store).
 const POLL: Duration = Duration::from_millis(500);
+/// A database that takes longer to say one number is away for all that is served from it.
+const PATIENCE: Duration = Duration::from_secs(2);
