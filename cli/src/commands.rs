@@ -44,8 +44,6 @@ pub(crate) enum OperatorCommand {
     Host(host::Command),
     /// Remember a control plane and the token for it
     Login(login::Args),
-    /// State of the control plane
-    Status(status::Args),
     /// Print completions for a shell
     Completion(completion::Args),
     /// Print the manual pages
@@ -62,10 +60,14 @@ pub(crate) fn run(command: OperatorCommand, output: Output) -> anyhow::Result<Ex
         OperatorCommand::Token(command) => block_on(token::run(command, output)),
         OperatorCommand::Host(command) => block_on(host::run(command, output)),
         OperatorCommand::Login(args) => block_on(login::run(args)),
-        OperatorCommand::Status(args) => block_on(status::run(args, output)),
         OperatorCommand::Completion(args) => completion::run(&args, crate::Cli::command()),
         OperatorCommand::Man(args) => man::run(&args, crate::Cli::command()),
     }
+}
+
+/// `tombolo status` where a control plane is named.
+pub(crate) fn status(connection: ConnectionArgs, output: Output) -> anyhow::Result<Exit> {
+    block_on(status::run(connection, output))
 }
 
 /// One thread is enough for one caller.

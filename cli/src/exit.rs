@@ -11,7 +11,6 @@ pub(crate) enum Exit {
     /// The command line was wrong (clap ends so by itself too).
     Usage,
     /// This host has not joined a mesh.
-    #[expect(dead_code, reason = "the host commands end so")]
     NotJoined,
     /// A policy or role refuses it.
     Refused,

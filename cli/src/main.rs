@@ -8,6 +8,7 @@ mod commands;
 mod config;
 mod documents;
 mod exit;
+mod host;
 mod output;
 mod views;
 
@@ -18,6 +19,7 @@ use clap::{Parser, Subcommand};
 use crate::client::ClientError;
 use crate::commands::OperatorCommand;
 use crate::exit::Exit;
+use crate::host::HostCommand;
 use crate::output::OutputArgs;
 
 /// One mesh for VMs, bare metal and Kubernetes: identity, mTLS, discovery and policy.
@@ -34,6 +36,8 @@ struct Cli {
 enum Command {
     #[command(flatten)]
     Operator(OperatorCommand),
+    #[command(flatten)]
+    Host(HostCommand),
 }
 
 const EXAMPLES: &str = "\
@@ -53,6 +57,10 @@ fn main() -> ExitCode {
     let output = cli.output.choice();
     match cli.command {
         Command::Operator(command) => finish(commands::run(command, output)),
+        Command::Host(command) => match command.of_control_plane() {
+            Some(connection) => finish(commands::status(connection, output)),
+            None => host::run(command, output),
+        },
     }
 }
 

@@ -7,20 +7,8 @@ use crate::config::ConnectionArgs;
 use crate::exit::Exit;
 use crate::output::Output;
 
-const EXAMPLES: &str = "\
-Examples:
-  tombolo status                                   this host's agent
-  tombolo status --server https://mesh.corp.example   the control plane";
-
-#[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
-pub(crate) struct Args {
-    #[command(flatten)]
-    pub(crate) connection: ConnectionArgs,
-}
-
-pub(crate) async fn run(args: Args, output: Output) -> anyhow::Result<Exit> {
-    let (client, connection) = connect(&args.connection)?;
+pub(crate) async fn run(connection: ConnectionArgs, output: Output) -> anyhow::Result<Exit> {
+    let (client, connection) = connect(&connection)?;
     let status: ControlPlaneStatus = client.get(&["status"]).await?;
     output.show(&status, || {
         let agents = format!("{} connected, {} at this revision", status.connected_agents, status.current_agents);

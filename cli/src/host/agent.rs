@@ -1,0 +1,67 @@
+//! `tombolo agent`: the daemon, and what is done with its settings and leftovers.
+
+use ::agent::cleanup;
+use ::agent::config::{Config, OnAgentLoss};
+use ::agent::run::RunError;
+use clap::Args;
+
+use super::{HostArgs, HostError};
+use crate::exit::Exit;
+use crate::output;
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  tombolo agent --config /etc/tombolo/agent.toml
+  tombolo agent --print-config                 each value and the layer it is from
+  tombolo agent --set log.filter=debug
+  tombolo agent --cleanup                      take away what a killed agent left
+
+Layers of settings: defaults < agent.toml < agent.d/*.toml < TOMBOLO__SECTION__KEY < --set.";
+
+#[derive(Debug, Args)]
+pub(crate) struct AgentArgs {
+    /// A setting over all files, may be given several times
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", value_parser = setting)]
+    settings: Vec<(String, String)>,
+    /// Print every setting with its layer, and end
+    #[arg(long)]
+    print_config: bool,
+    /// Remove rules, routes and devices that a killed agent left, and end
+    #[arg(long, conflicts_with = "print_config")]
+    cleanup: bool,
+    /// With --cleanup: also the table that `on_agent_loss = "block"` keeps
+    #[arg(long, requires = "cleanup")]
+    all: bool,
+    #[command(flatten)]
+    host: HostArgs,
+}
+
+pub(super) fn run(args: AgentArgs) -> Result<Exit, HostError> {
+    let mut sources = args.host.sources();
+    sources.flags = args.settings;
+    if args.cleanup {
+        // Settings that are wrong must not keep the host from being cleaned.
+        let on_agent_loss =
+            Config::load(&sources).map_or(OnAgentLoss::Bypass, |config| config.interception.on_agent_loss);
+        let cleaned = cleanup::cleanup(on_agent_loss, args.all);
+        cleaned.removed.iter().for_each(|what| output::note(&format!("removed {what}")));
+        return match cleaned.failed.as_slice() {
+            [] => Ok(Exit::Ok),
+            failed => Err(HostError::Failed(format!("not everything could be removed: {}", failed.join("; ")))),
+        };
+    }
+    if args.print_config {
+        output::print(&Config::load(&sources)?.print())?;
+        return Ok(Exit::Ok);
+    }
+    match ::agent::run::run(&sources) {
+        Ok(()) => Ok(Exit::Ok),
+        Err(RunError::NotJoined) => Err(HostError::NotJoined),
+        Err(error) => Err(HostError::Failed(telemetry::Chain(&error).to_string())),
+    }
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("not SECTION.KEY=VALUE")?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
+}

@@ -1,0 +1,166 @@
+//! `tombolo join` and `tombolo leave`.
+
+use std::io::Read;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ::agent::join::{self, JoinOptions, LeaveError};
+use clap::Args;
+
+use super::admin::AdminError;
+use super::{HostArgs, HostError, block_on};
+use crate::exit::Exit;
+use crate::output::{self, Output};
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  tombolo join https://mesh.corp.example --token tmb_…
+  tombolo join https://mesh.corp.example --token-file /run/credentials/token --group shop/orders
+  vault read -field=token secret/mesh | tombolo join https://mesh.corp.example --token-stdin
+
+The operator gets the whole line from `tombolo token create`. Joining starts nothing.";
+
+pub(super) const LEAVE_EXAMPLES: &str = "\
+Examples:
+  tombolo leave
+  tombolo leave --purge          also removes the state folder
+  tombolo leave --force          also when the control plane cannot be told";
+
+#[derive(Debug, Args)]
+pub(crate) struct JoinArgs {
+    /// The control plane, https://HOST[:15012]
+    url: String,
+    #[command(flatten)]
+    token: TokenArgs,
+    /// SHA-256 of the control plane's root certificate, besides what the token holds of it
+    #[arg(long, value_name = "sha256:HEX")]
+    ca_pin: Option<String>,
+    /// What this host is called in the mesh [default: its own name]
+    #[arg(long)]
+    name: Option<String>,
+    /// A WorkloadGroup it runs; may be given several times [default: all that the token is for]
+    #[arg(long = "group", value_name = "NAMESPACE/GROUP")]
+    groups: Vec<String>,
+    /// Where peers reach this host; may be given several times [default: found out]
+    #[arg(long, value_name = "ADDRESS")]
+    advertise: Vec<IpAddr>,
+    /// Join although this host has joined before
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    host: HostArgs,
+}
+
+/// One way to hand over the token.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct TokenArgs {
+    /// The join token (others on this host can see it in the process list)
+    #[arg(long)]
+    token: Option<String>,
+    /// A file that holds the join token
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Read the join token from standard input
+    #[arg(long)]
+    token_stdin: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LeaveArgs {
+    /// Remove the state folder too
+    #[arg(long)]
+    purge: bool,
+    /// Forget the identity also when the control plane cannot be told
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    host: HostArgs,
+}
+
+pub(super) fn join(args: JoinArgs, output: Output) -> Result<Exit, HostError> {
+    let config = args.host.load()?;
+    let options = JoinOptions {
+        url: args.url,
+        token: args.token.read()?,
+        ca_pin: args.ca_pin,
+        name: args.name,
+        groups: args.groups,
+        advertise: args.advertise,
+        force: args.force,
+    };
+    let identity = match block_on(join::join(&config, &options))? {
+        Ok(identity) => identity,
+        Err(error) => {
+            let text = format!("{:#}", anyhow::Error::from(error_text(&error)));
+            return Err(if error.exit_code() == 2 { HostError::Usage(text) } else { HostError::Failed(text) });
+        }
+    };
+    output.show(&identity, || {
+        let groups = if identity.groups.is_empty() { "none".to_owned() } else { identity.groups.join(", ") };
+        format!(
+            "joined {} as {}\nidentity   spiffe://{}/host/{}\ngroups     {groups}\n\nnothing is started and no \
+             traffic is changed; next:\n  systemctl enable --now tombolo-agent\n  tombolo plan\n  tombolo intercept on \
+             --confirm-within 60s\n",
+            identity.control_plane, identity.host, identity.trust_domain, identity.host
+        )
+    })?;
+    Ok(Exit::Ok)
+}
+
+pub(super) fn leave(args: LeaveArgs, output: Output) -> Result<Exit, HostError> {
+    let config = args.host.load()?;
+    let client = args.host.client(&config);
+    let by_agent = block_on(client.post::<serde_json::Value>("/leave", &serde_json::json!({ "purge": args.purge })))?;
+    match by_agent {
+        Ok(_) => {}
+        // The agent has stopped by then, also when it could not tell the control plane.
+        Err(AdminError::Refused(refusal)) if !args.force => return Err(HostError::Failed(refusal.message)),
+        Err(AdminError::NotPermitted { socket }) => return Err(AdminError::NotPermitted { socket }.into()),
+        Err(_) => match block_on(join::leave(&config, args.purge, args.force))? {
+            Ok(()) => {}
+            Err(LeaveError::NotJoined) => return Err(HostError::NotJoined),
+            Err(error) => return Err(HostError::Failed(format!("{:#}", anyhow::Error::from(error)))),
+        },
+    }
+    output.show(&serde_json::json!({ "left": true, "purged": args.purge }), || {
+        "left the mesh: its identity is forgotten here and its workloads are withdrawn\n".to_owned()
+    })?;
+    Ok(Exit::Ok)
+}
+
+/// The error's own sentence; causes that it does not say itself follow it.
+fn error_text(error: &join::JoinError) -> TextError {
+    TextError(telemetry::Chain(error).to_string())
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct TextError(String);
+
+impl TokenArgs {
+    fn read(&self) -> Result<String, HostError> {
+        if let Some(token) = &self.token {
+            return Ok(token.clone());
+        }
+        let mut text = String::new();
+        let read = match &self.token_file {
+            Some(path) => std::fs::read_to_string(path)
+                .map(|read| text = read)
+                .map_err(|error| format!("cannot read the join token from {}: {error}", path.display())),
+            None => std::io::stdin()
+                .take(64 << 10)
+                .read_to_string(&mut text)
+                .map(drop)
+                .map_err(|error| format!("cannot read the join token from standard input: {error}")),
+        };
+        read.map_err(HostError::Failed)?;
+        if text.trim().is_empty() {
+            return Err(HostError::Usage("the join token is empty".to_owned()));
+        }
+        if self.token_stdin {
+            output::note("read the join token from standard input");
+        }
+        Ok(text)
+    }
+}
