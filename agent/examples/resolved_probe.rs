@@ -1,7 +1,8 @@
 //! Serves one mesh name and has systemd-resolved ask for it, to see the two work together.
 //!
 //! For people who debug names on a host: run it as root, then `resolvectl query orders.shop.mesh`. It
-//! goes back to how it was on SIGTERM and on Ctrl-C. Arguments: further names to serve.
+//! goes back to how it was on SIGTERM and on Ctrl-C. Arguments: further names to serve from SIGUSR1 on.
+//! SIGUSR2 switches registration off and on.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -35,6 +36,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let names = Names::spawn(config, follower.resolvers(), view.clone());
     let mut status = names.status();
     let (mut stop, mut more) = (signal(SignalKind::terminate())?, signal(SignalKind::user_defined1())?);
+    let mut toggle = signal(SignalKind::user_defined2())?;
     let mut revision = 1;
     loop {
         tokio::select! {
@@ -44,6 +46,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                 let hosts: Vec<String> = std::env::args().skip(1).chain(["orders.shop.mesh".to_owned()]).collect();
                 view.publish(snapshot(revision, &hosts));
             }
+            _ = toggle.recv() => names.switch().send_modify(|on| *on = !*on),
             _ = stop.recv() => break,
             _ = tokio::signal::ctrl_c() => break,
         }

@@ -82,6 +82,7 @@ pub struct NamesConfig {
 #[derive(Debug)]
 pub struct Names {
     status: watch::Receiver<NamesStatus>,
+    switch: watch::Sender<bool>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -137,8 +138,10 @@ impl Names {
     pub fn spawn(config: NamesConfig, resolvers: watch::Receiver<Resolvers>, view: View) -> Self {
         let (status_sender, status) = watch::channel(NamesStatus { via: NamesVia::Off, problem: None });
         let (stop, stopped) = oneshot::channel();
+        let (switch, is_wanted) = watch::channel(true);
         let keeper = Keeper {
             config,
+            is_wanted,
             resolvers,
             view,
             status: status_sender,
@@ -148,12 +151,19 @@ impl Names {
             is_clean: false,
             refused: None,
         };
-        Self { status, stop, task: tokio::spawn(keeper.run(stopped)) }
+        Self { status, switch, stop, task: tokio::spawn(keeper.run(stopped)) }
     }
 
     /// What is in force, from when it is.
     pub fn status(&self) -> watch::Receiver<NamesStatus> {
         self.status.clone()
+    }
+
+    /// Switches registration off and on; on from the start. Off belongs together with interception
+    /// off: an outside host's VIP that nothing takes to the mesh would cut the host off from it. What
+    /// [`NamesStatus::via`] says stays, for `plan`.
+    pub fn switch(&self) -> watch::Sender<bool> {
+        self.switch.clone()
     }
 
     /// Takes everything back.
@@ -177,6 +187,7 @@ pub fn clean() -> Result<bool, LinkError> {
 /// The loop's state.
 struct Keeper {
     config: NamesConfig,
+    is_wanted: watch::Receiver<bool>,
     resolvers: watch::Receiver<Resolvers>,
     view: View,
     status: watch::Sender<NamesStatus>,
@@ -219,10 +230,12 @@ impl Keeper {
     async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
         let mut revisions = self.view.subscribe();
         let mut resolvers = self.resolvers.clone();
+        let mut is_wanted = self.is_wanted.clone();
         let mut changes = None;
         loop {
             revisions.mark_unchanged();
             resolvers.mark_unchanged();
+            is_wanted.mark_unchanged();
             let round = async {
                 if changes.is_none() {
                     changes = self.follow_resolved().await;
@@ -231,6 +244,7 @@ impl Keeper {
                 tokio::select! {
                     Ok(()) = revisions.changed() => sleep(SETTLE).await,
                     Ok(()) = resolvers.changed() => {}
+                    Ok(()) = is_wanted.changed() => {}
                     change = next(&mut changes) => match change {
                         Some(is_running) => self.await_restart(is_running).await,
                         None => (changes, self.resolved) = (None, None),
@@ -254,7 +268,9 @@ impl Keeper {
         let mut observed = Observed { resolved: self.state().await, resolvers: &resolvers, libc_asks_resolved };
         let mut via = decide(&self.config, &observed);
         let mut problem = self.refused.as_ref().map(|(problem, _)| problem.clone());
+        let is_wanted = *self.is_wanted.borrow();
         if via.is_registered()
+            && is_wanted
             && problem.is_none()
             && let Err(error) = self.register(observed.resolved).await
         {
@@ -264,7 +280,7 @@ impl Keeper {
             observed.resolved = ResolvedState::Unusable;
             via = decide(&self.config, &observed);
         }
-        if !via.is_registered() || self.refused.is_some() {
+        if !via.is_registered() || !is_wanted || self.refused.is_some() {
             self.withdraw().await;
         }
         self.publish(NamesStatus { via, problem });
