@@ -9,6 +9,7 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use api::rest::ErrorBody;
+use reqwest::header::CONTENT_TYPE;
 use reqwest::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -47,7 +48,7 @@ pub(crate) enum ClientError {
     TimedOut { server: String, limit: Duration },
     #[error("{}", .body.message)]
     Refused { status: StatusCode, body: ErrorBody },
-    #[error("{server} answered {status}, which is not an answer of a control plane: {start}")]
+    #[error("what listens at {server} is not the control plane's API: it answered {status} {start:?}")]
     NotOurs { server: String, status: StatusCode, start: String },
 }
 
@@ -67,7 +68,10 @@ impl ClientError {
                 _ => String::new(),
             },
             Self::Refused { body, .. } => body.hint.clone(),
-            Self::NotOurs { .. } => "check --server (TOMBOLO_URL): something else listens there".to_owned(),
+            Self::NotOurs { .. } => format!(
+                "check --server (TOMBOLO_URL): something else listens there; the operators' API has port {}",
+                api::ports::CONTROL_PLANE_REST
+            ),
         }
     }
 
@@ -153,10 +157,15 @@ impl Client {
         }
         let answer = request.send().await.map_err(|error| self.failed(&error, limit))?;
         let status = answer.status();
+        let kind = answer.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        let is_json = kind.starts_with("application/json");
         let bytes = answer.bytes().await.map_err(|error| self.failed(&error, limit))?;
         if status.is_success() {
-            // `DELETE` of some things has nothing to say.
-            let text: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
+            let text: &[u8] = if status == StatusCode::NO_CONTENT { b"null" } else { &bytes };
+            // Others answer 200 too: a gRPC port to everything, a proxy with a page of its own.
+            if !is_json && status != StatusCode::NO_CONTENT {
+                return Err(self.not_ours(status, &bytes));
+            }
             return serde_json::from_slice(text).map_err(|_| self.not_ours(status, &bytes));
         }
         match serde_json::from_slice::<ErrorBody>(&bytes) {

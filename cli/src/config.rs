@@ -93,11 +93,13 @@ impl ConnectionArgs {
                 "no control plane is known: run `tombolo login URL --ca FILE`, or set TOMBOLO_URL, TOMBOLO_CA and TOMBOLO_TOKEN"
             );
         };
+        let server = server_url(&server)?;
         // A server given by hand must not be shown the secrets of another one.
-        let context = context.filter(|context| context.server == server).unwrap_or_default();
+        let is_of = |context: &Context| server_url(&context.server).is_ok_and(|url| url == server);
+        let context = context.filter(is_of).unwrap_or_default();
         let token_file = self.token_file.clone().or(context.token_file);
         Ok(Connection {
-            server: server_url(&server)?,
+            server,
             token: token(token_file.as_deref())?,
             trust: trust(self, context.ca, context.ca_pin)?,
             namespace: context.namespace.unwrap_or_else(|| "default".to_owned()),

@@ -73,13 +73,18 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
     let refusal = |code: &str| json!({"code": code, "message": format!("{code}!"), "hint": "", "mistakes": ["a", "b"]});
     let (status, body) = match (token, request.uri().path()) {
         (Some("Bearer good"), "/v1/watch") => (200, json!({"query": request.uri().query()})),
+        // As a gRPC port answers a path it does not know.
+        (Some("Bearer good"), "/v1/grpc") => return Ok(Response::new(Full::default())),
         (Some("Bearer good"), "/v1/html") => return Ok(Response::new(Full::from("<html>hello</html>"))),
         (Some("Bearer good"), "/v1/resources/service/a%2Fb/c%20d") => (404, refusal("not_found")),
         (Some("Bearer reader"), _) => (403, refusal("forbidden")),
         (Some("Bearer good"), _) => (422, refusal("invalid")),
         _ => (401, refusal("unauthenticated")),
     };
-    let response = Response::builder().status(status).body(Full::from(body.to_string()));
+    let response = Response::builder()
+        .status(status)
+        .header("content-type", "application/json")
+        .body(Full::from(body.to_string()));
     Ok(response.expect("a status and a body"))
 }
 
@@ -145,6 +150,8 @@ async fn every_refusal_says_what_to_do() {
     assert_eq!((invalid.to_string().as_str(), invalid.mistakes()), ("invalid!", &["a".to_owned(), "b".to_owned()][..]));
     let missing = ask("good", &["resources", "service", "a/b", "c d"]).await;
     assert!(missing.is_not_found(), "names are encoded into the path: {missing:?}");
+    let grpc = ask("good", &["grpc"]).await;
+    assert!(matches!(grpc, ClientError::NotOurs { .. }) && grpc.hint().contains("15014"), "{grpc:?}");
     let foreign = ask("good", &["html"]).await;
     assert!(matches!(&foreign, ClientError::NotOurs { start, .. } if start.contains("<html>")), "{foreign:?}");
 }
