@@ -60,8 +60,9 @@ pub struct Parts {
 pub enum Order {
     /// Stop as on SIGTERM.
     Drain,
-    /// Stop, and forget the identity; the answer says whether the control plane was told.
-    Leave { purge: bool, reply: tokio::sync::oneshot::Sender<Result<(), String>> },
+    /// Tell the control plane, stop, and forget the identity. `force` does so also when it cannot be
+    /// told; else the agent goes on, and the answer says why.
+    Leave { purge: bool, force: bool, reply: tokio::sync::oneshot::Sender<Result<(), String>> },
     /// Read the configuration again; the answer says what needs a restart.
     Reload(tokio::sync::oneshot::Sender<Result<Vec<String>, String>>),
 }
@@ -120,7 +121,7 @@ impl Admin {
         match path {
             "/status" => blocking(parts, |parts| Ok(views::status(parts))).await,
             "/intercept" => blocking(parts, |parts| Ok(views::intercept(parts))).await,
-            "/plan" => blocking(parts, |parts| self::plan(parts)).await,
+            "/plan" => blocking(parts, self::plan).await,
             "/why" => {
                 let asked = |name: &str| query.get(name).cloned().unwrap_or_default();
                 let snapshot = parts.view.load();
@@ -151,9 +152,10 @@ impl Admin {
                 Err(_) => stopping(),
             },
             "/leave" => {
-                let purge = serde_json::from_slice::<serde_json::Value>(body).is_ok_and(|body| body["purge"] == true);
+                let asked = serde_json::from_slice::<serde_json::Value>(body).unwrap_or_default();
+                let (purge, force) = (asked["purge"] == true, asked["force"] == true);
                 let (reply, told) = tokio::sync::oneshot::channel();
-                self.order(Order::Leave { purge, reply }, told).await
+                self.order(Order::Leave { purge, force, reply }, told).await
             }
             "/reload" => {
                 let (reply, done) = tokio::sync::oneshot::channel();

@@ -84,8 +84,8 @@ impl Discovery {
         overrides: Overrides,
     ) -> Self {
         let host = link.host().host_name().unwrap_or_default().to_owned();
-        let from_disk = holdings.synced();
-        let source = if from_disk { "disk" } else { "nothing" };
+        let is_stored = holdings.synced();
+        let source = if is_stored { "disk" } else { "nothing" };
         let state = DiscoveryState { source, received_at: None, problem: String::new() };
         Self {
             link,
@@ -126,7 +126,7 @@ impl Discovery {
                         let (control_plane, revision) = (self.link.url(), self.view.load().revision());
                         warn!(
                             error = why,
-                            revision, "the control plane {control_plane} is away, the last snapshot stays"
+                            revision, "no stream from the control plane {control_plane}, the last snapshot stays"
                         );
                     }
                 }

@@ -157,7 +157,7 @@ impl Issuance {
     fn begin(&self, identity: &SpiffeId, now: SystemTime) -> Rotation {
         let mut rotation = Rotation::new(seed(self.link.host(), identity));
         let held = self.credentials.svid(identity).or_else(|| {
-            let svid = self.from_disk(identity, now)?;
+            let svid = self.stored(identity, now)?;
             self.credentials.publish(svid);
             self.credentials.svid(identity)
         });
@@ -168,7 +168,7 @@ impl Issuance {
     }
 
     /// A stored certificate that still proves the identity; anything else is as good as none.
-    fn from_disk(&self, identity: &SpiffeId, now: SystemTime) -> Option<Svid> {
+    fn stored(&self, identity: &SpiffeId, now: SystemTime) -> Option<Svid> {
         let stored = match self.state.workload_svid(identity) {
             Ok(stored) => stored?,
             Err(error) => {

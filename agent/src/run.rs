@@ -13,36 +13,36 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::SpiffeId;
-use api::wire::tombolo::LeaveRequest;
-use api::wire::tombolo::enrolment_client::EnrolmentClient;
 use arc_swap::ArcSwap;
-use proxy::dns::{DnsConfig, DnsServer};
-use proxy::drain::{DrainTrigger, DrainWatch, Drained, Tasks};
-use proxy::{Attribution, Handle, Proxy, View};
+use proxy::drain::{DrainTrigger, DrainWatch, Tasks};
+use proxy::{Attribution, Proxy, View};
 use telemetry::Chain;
-use telemetry::admin::Listener;
 use telemetry::log::LogHandle;
 use telemetry::metrics::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{error, info, warn};
+use tracing::info;
 
-use crate::admin::{Admin, Metrics, Order, Parts, Readiness};
+use crate::admin::{Order, Parts};
 use crate::attribute::CgroupAttribution;
 use crate::config::{Config, ConfigError, Sources};
 use crate::connect::{Dial, Link};
 use crate::discovery::{self, Discovery, cache};
 use crate::health::{self, Verdicts};
-use crate::intercept::OwnPorts;
 use crate::intercept_control::{self, Control, self_test::Tester};
 use crate::issuance::Issuance;
-use crate::names::{Names, NamesConfig};
+use crate::names::Names;
 use crate::register::{self, Refused};
 use crate::resolv::{self, Follower};
 use crate::state::{StateDir, StateError, StateLock};
 use crate::{join, systemd, workloads};
 
+mod listeners;
 mod reload;
+mod stop;
+
+pub(crate) use listeners::own_ports;
+use listeners::{bind_admin, bind_dns, names_config, proxy_config, serve_admin};
 
 /// Why the agent cannot start, or not go on.
 #[derive(Debug, thiserror::Error)]
@@ -75,11 +75,6 @@ pub enum RunError {
 const READY_CHECK: Duration = Duration::from_millis(50);
 /// Once it serves, how often the one line for `systemctl status` is looked at.
 const STATUS_PERIOD: Duration = Duration::from_secs(5);
-/// How long an agent that stops waits for the control plane to hear of it.
-const WITHDRAW_LIMIT: Duration = Duration::from_secs(2);
-/// How long tasks that serve nobody may take to end.
-const TASKS_LIMIT: Duration = Duration::from_secs(5);
-
 /// Runs the daemon until it is told to stop. Call it once, with `telemetry::nss::pin` and the crypto
 /// provider in place.
 pub fn run(sources: &Sources) -> Result<(), RunError> {
@@ -110,11 +105,19 @@ struct Agent {
     _lock: StateLock,
     /// Ends the data plane.
     traffic: (DrainTrigger, Tasks, DrainWatch),
+    /// Ends the lease, first: a report after leaving would bring the workloads back.
+    lease: (DrainTrigger, Tasks, DrainWatch),
     /// Ends what talks to the control plane and to the host.
     background: (DrainTrigger, Tasks, DrainWatch),
     /// Ends the admin API, last: whoever asked for the end wants its answer.
     admin: (DrainTrigger, Tasks, DrainWatch),
     control: (oneshot::Sender<()>, tokio::task::JoinHandle<()>),
+}
+
+/// The control plane knows that this host leaves; somebody waits for the end.
+struct Leaving {
+    purge: bool,
+    reply: oneshot::Sender<Result<(), String>>,
 }
 
 /// The proxy asks who opened a connection.
@@ -170,6 +173,7 @@ impl Agent {
         // Tasks that talk to the control plane and to the host.
         let (traffic, background, api) = (proxy::drain::channel(), proxy::drain::channel(), proxy::drain::channel());
         let (serving, tasks, api_tasks) = (Tasks::new(), Tasks::new(), Tasks::new());
+        let (lease, lease_tasks) = (proxy::drain::channel(), Tasks::new());
         let url = config.control_plane.url.as_deref().unwrap_or(&identity.control_plane);
         let link = Link::new(&config, Dial::new(&config, url).map_err(unusable)?, host, credentials.clone());
         let stream = Discovery::new(
@@ -240,7 +244,7 @@ impl Agent {
             discovery: discovery_state,
             advertise: identity.advertise.clone(),
         };
-        tasks.spawn(register::run(link.clone(), report, reports, drain.clone()));
+        lease_tasks.spawn(register::run(link.clone(), report, reports, lease.1.clone()));
         tasks.spawn(follow_workloads(view, attribution, drain.clone()));
         tasks.spawn(follow_interception(control, intercepting, drain.clone()));
         tasks.spawn(systemd::watchdog(move || handle.alive(), stopping.subscribe(), drain.clone()));
@@ -262,6 +266,7 @@ impl Agent {
             state,
             _lock: lock,
             traffic: (traffic.0, serving, traffic.1),
+            lease: (lease.0, lease_tasks, lease.1),
             background: (background.0, tasks, background.1),
             admin: (api.0, api_tasks, api.1),
             control,
@@ -275,6 +280,7 @@ impl Agent {
         let (mut terminate, mut interrupt, mut hangup) = signals.map_err(RunError::Runtime)?;
         let mut check = tokio::time::interval(READY_CHECK);
         let mut was_ready = false;
+        let mut said = String::new();
         let leave = loop {
             tokio::select! {
                 _ = terminate.recv() => break None,
@@ -282,7 +288,12 @@ impl Agent {
                 _ = hangup.recv() => self.reload_and_log().await,
                 order = self.orders.recv() => match order {
                     Some(Order::Drain) | None => break None,
-                    Some(Order::Leave { purge, reply }) => break Some((purge, reply)),
+                    Some(Order::Leave { purge, force, reply }) => match join::leave_over(&self.parts.link).await {
+                        Err(problem) if !force => {
+                            let _ = reply.send(Err(join::LeaveError::NotTold { problem }.to_string()));
+                        }
+                        Ok(()) | Err(_) => break Some(Leaving { purge, reply }),
+                    },
                     Some(Order::Reload(reply)) => {
                         let done = self.reload().await;
                         // Whoever asked may have gone.
@@ -290,7 +301,7 @@ impl Agent {
                     }
                 },
                 _ = check.tick() => {
-                    let ready = self.say_how_it_is(was_ready);
+                    let ready = self.say_how_it_is(was_ready, &mut said);
                     if ready && !was_ready {
                         was_ready = true;
                         check = tokio::time::interval(STATUS_PERIOD);
@@ -301,18 +312,19 @@ impl Agent {
         self.stop(leave).await
     }
 
-    /// Tells the service manager; answers whether the agent serves.
-    fn say_how_it_is(&self, was_ready: bool) -> bool {
-        let problems = self.parts.problems();
-        match problems.first() {
-            None if was_ready => systemd::status(&self.summary()),
-            None => {
-                info!(revision = self.parts.view.load().revision(), "the agent serves");
-                systemd::ready(&self.summary());
-            }
-            Some(problem) => systemd::status(problem),
+    /// Tells the service manager what is news; answers whether the agent serves.
+    fn say_how_it_is(&self, was_ready: bool, said: &mut String) -> bool {
+        let problem = self.parts.problems().into_iter().next();
+        let is_ready = problem.is_none();
+        let line = problem.unwrap_or_else(|| self.summary());
+        if is_ready && !was_ready {
+            info!(revision = self.parts.view.load().revision(), "the agent serves");
+            systemd::ready(&line);
+        } else if line != *said {
+            systemd::status(&line);
         }
-        problems.is_empty()
+        *said = line;
+        is_ready
     }
 
     fn summary(&self) -> String {
@@ -325,182 +337,6 @@ impl Agent {
             self.parts.proxy.open()
         )
     }
-
-    /// From not ready to nothing left.
-    async fn stop(self, leave: Option<(bool, oneshot::Sender<Result<(), String>>)>) -> Result<(), RunError> {
-        let deadline = self.config.drain_deadline;
-        info!(deadline_ms = deadline.as_millis() as u64, "the agent stops");
-        self.stopping.send_replace(true);
-        systemd::stopping(deadline);
-        let told = match &leave {
-            Some(_) => join::leave_over(&self.parts.link).await,
-            None => self.withdraw().await,
-        };
-        if let (Err(problem), None) = (&told, &leave) {
-            info!(error = problem, "the control plane is not told that the agent stops: the lease will end");
-        }
-
-        let held = self.config.interception.on_agent_loss == crate::config::OnAgentLoss::Hold && leave.is_none();
-        if held && systemd::is_managed() {
-            self.names.hand_over()
-        } else {
-            self.names.stop().await
-        }
-        self.parts.control.quiet().await;
-        if end(self.traffic, deadline).await == Drained::Forced {
-            warn!("connections were still open at the deadline and are cut");
-        }
-        let (stop_control, control) = self.control;
-        let _ = stop_control.send(());
-        if let Err(error) = control.await {
-            error!(%error, "interception did not end as it should");
-        }
-        end(self.background, TASKS_LIMIT).await;
-
-        let mut forgotten = Ok(());
-        if let Some((purge, reply)) = leave {
-            if told.is_ok() {
-                forgotten = if purge { self.state.purge() } else { self.state.forget() };
-            }
-            let answer = told.map_err(|problem| {
-                format!(
-                    "the control plane was not told ({problem}); the agent has stopped, run `tombolo leave --force` to \
-                     forget it here"
-                )
-            });
-            // Whoever asked may have gone.
-            let _ = reply.send(answer);
-        }
-        end(self.admin, TASKS_LIMIT).await;
-        info!("the agent has stopped");
-        forgotten.map_err(RunError::State)
-    }
-
-    /// Peers stop choosing this host's workloads; it stays a host of the mesh.
-    async fn withdraw(&self) -> Result<(), String> {
-        if !self.parts.link.state().connected {
-            return Err("it is away".to_owned());
-        }
-        let mut client = EnrolmentClient::new(self.parts.link.channel());
-        match tokio::time::timeout(WITHDRAW_LIMIT, client.leave(LeaveRequest { forget: false })).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(status)) => Err(crate::connect::explain(&status)),
-            Err(_) => Err(format!("no answer within {WITHDRAW_LIMIT:?}")),
-        }
-    }
-}
-
-/// Waits for the tasks, by force after the deadline.
-async fn end((trigger, tasks, watch): (DrainTrigger, Tasks, DrainWatch), deadline: Duration) -> Drained {
-    let finish = async move {
-        tasks.finish(&watch).await;
-        drop(watch);
-    };
-    tokio::join!(trigger.drain(deadline), finish).0
-}
-
-/// What the agent listens on, for the rules.
-pub(crate) fn own_ports(proxy: &Handle, config: &Config) -> OwnPorts {
-    let first = |addresses: &[SocketAddr], default: u16| addresses.first().map_or(default, SocketAddr::port);
-    let addresses = proxy.addresses();
-    OwnPorts {
-        outbound: first(&addresses.outbound, api::ports::OUTBOUND),
-        inbound_plaintext: first(&addresses.plaintext, api::ports::INBOUND_PLAINTEXT),
-        dns: first(&config.dns.listen, api::ports::DNS),
-    }
-}
-
-fn proxy_config(config: &Config) -> proxy::Config {
-    let mut made = proxy::Config::default();
-    made.outbound.listen.clone_from(&config.outbound.listen);
-    made.outbound.connect_timeout = config.outbound.connect_timeout;
-    made.outbound.max_endpoints_tried = config.outbound.max_endpoints_tried;
-    made.outbound.idle_timeout = config.outbound.idle_timeout;
-    made.inbound.listen.clone_from(&config.inbound.listen);
-    made.inbound.plaintext_listen.clone_from(&config.inbound.plaintext_listen);
-    made.inbound.handshake_timeout = config.inbound.handshake_timeout;
-    made.inbound.max_handshakes = config.inbound.max_handshakes;
-    made.inbound.connect_timeout = config.inbound.connect_timeout;
-    made.inbound.idle_timeout = config.inbound.idle_timeout;
-    made
-}
-
-async fn bind_dns(
-    config: &Config,
-    resolvers: &Follower,
-    view: &View,
-    registry: &mut Registry,
-) -> Result<Option<DnsServer>, RunError> {
-    if !config.dns.enabled {
-        return Ok(None);
-    }
-    let mut settings = DnsConfig::new(resolvers.upstreams());
-    settings.listen.clone_from(&config.dns.listen);
-    settings.attempt_timeout = config.dns.timeout;
-    settings.total_timeout = config.dns.timeout * 3;
-    DnsServer::bind(settings, view.clone(), registry).await.map(Some).map_err(RunError::Dns)
-}
-
-fn names_config(config: &Config, dns: Option<&DnsServer>) -> NamesConfig {
-    let served = dns.and_then(|dns| dns.local_addrs().first().copied());
-    NamesConfig {
-        enabled: config.dns.enabled,
-        resolved: config.dns.resolved,
-        server: served.or(config.dns.listen.first().copied()).unwrap_or(([127, 0, 0, 1], api::ports::DNS).into()),
-        nsswitch: "/etc/nsswitch.conf".into(),
-    }
-}
-
-struct AdminListeners {
-    admin: Vec<Listener>,
-    metrics: Vec<Listener>,
-    readiness: Vec<Listener>,
-}
-
-async fn bind_admin(config: &Config) -> Result<AdminListeners, RunError> {
-    let run_dir = &config.paths.run_dir;
-    std::fs::create_dir_all(run_dir).map_err(|source| RunError::RunDir { path: run_dir.clone(), source })?;
-    let socket = Listener::bind_unix(&config.paths.admin_socket(), 0o660).map_err(RunError::Admin)?;
-    let mut admin = vec![socket];
-    admin.extend(bind_tcp(&config.admin).await?);
-    Ok(AdminListeners {
-        admin,
-        metrics: bind_tcp(&config.metrics).await?,
-        readiness: bind_tcp(&config.readiness).await?,
-    })
-}
-
-/// An address of a family that the host does not have is left out; `[::]` becomes `0.0.0.0` there.
-async fn bind_tcp(addresses: &[SocketAddr]) -> Result<Vec<Listener>, RunError> {
-    let mut bound = vec![];
-    for address in addresses {
-        match Listener::bind_tcp(*address).await {
-            Ok(listener) => bound.push(listener),
-            Err(error) if !is_absent(&error) => return Err(RunError::Admin(error)),
-            Err(_) if address.is_ipv6() && address.ip().is_unspecified() => {
-                let any = SocketAddr::from(([0, 0, 0, 0], address.port()));
-                bound.push(Listener::bind_tcp(any).await.map_err(RunError::Admin)?);
-            }
-            Err(error) => info!(%address, error = %Chain(&error), "this host has no such address: left out"),
-        }
-    }
-    Ok(bound)
-}
-
-fn is_absent(error: &telemetry::admin::BindError) -> bool {
-    let telemetry::admin::BindError::Tcp { source, .. } = error else { return false };
-    let errno = source.raw_os_error();
-    errno == Some(libc::EADDRNOTAVAIL) || errno == Some(libc::EAFNOSUPPORT)
-}
-
-fn serve_admin(listeners: AdminListeners, parts: &Arc<Parts>, tasks: &Tasks, drain: &DrainWatch) {
-    let spawn = |listener: Listener, handler: Arc<dyn telemetry::admin::Handler>| {
-        let drain = drain.clone();
-        tasks.spawn(async move { telemetry::admin::serve(listener, handler, drain.signaled()).await });
-    };
-    listeners.admin.into_iter().for_each(|listener| spawn(listener, Arc::new(Admin(parts.clone()))));
-    listeners.metrics.into_iter().for_each(|listener| spawn(listener, Arc::new(Metrics(parts.clone()))));
-    listeners.readiness.into_iter().for_each(|listener| spawn(listener, Arc::new(Readiness(parts.clone()))));
 }
 
 fn local_workloads(view: &View) -> Vec<api::LocalWorkload> {

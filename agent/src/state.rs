@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use api::{SpiffeId, TrustDomain};
@@ -107,7 +107,8 @@ impl StateDir {
     pub fn lock(&self) -> Result<StateLock, StateError> {
         let path = self.root.join("lock");
         let failed = |source| StateError::Write { path: path.clone(), source };
-        let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+        let mut options = fs::OpenOptions::new();
+        let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed)?;
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(StateLock(file)),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::Busy { path: self.root.clone() }),

@@ -60,12 +60,12 @@ pub fn is_managed() -> bool {
     managed()
 }
 
-/// Gives a copy of the socket to the service manager, which keeps it while the agent restarts.
+/// Gives a copy of the socket to the service manager, which keeps it while the agent restarts. A socket
+/// that it has already it does not take twice (systemd compares the files).
 pub fn park(socket: &impl AsFd) -> io::Result<()> {
     if !managed() {
         return Err(io::Error::other("no service manager started this agent"));
     }
-    tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(PARKED)]);
     sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(PARKED)], &[socket.as_fd()])
 }
 

@@ -23,7 +23,7 @@ impl Parts {
         let snapshot = self.view.load();
         let mut problems = unserving(&snapshot, &self.credentials, self.link.host(), &self.standing, SystemTime::now());
         if snapshot.host().is_none() && !self.link.state().error.is_empty() {
-            problems.push(format!("the control plane is away: {}", self.link.state().error));
+            problems.push(format!("no connection to the control plane: {}", self.link.state().error));
         }
         problems.extend(of_rules(&self.control.state()));
         problems
@@ -34,7 +34,7 @@ impl Parts {
         let mut warnings = vec![];
         let link = self.link.state();
         if !link.connected && self.view.load().host().is_some() {
-            warnings.push(format!("the control plane is away: {}", link.error));
+            warnings.push(format!("no connection to the control plane: {}", link.error));
         }
         let discovery = self.discovery.borrow();
         if !discovery.problem.is_empty() {

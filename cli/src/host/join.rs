@@ -92,7 +92,7 @@ pub(super) fn join(args: JoinArgs, output: Output) -> Result<Exit, HostError> {
     let identity = match block_on(join::join(&config, &options))? {
         Ok(identity) => identity,
         Err(error) => {
-            let text = format!("{:#}", anyhow::Error::from(error_text(&error)));
+            let text = telemetry::Chain(&error).to_string();
             return Err(if error.exit_code() == 2 { HostError::Usage(text) } else { HostError::Failed(text) });
         }
     };
@@ -111,32 +111,21 @@ pub(super) fn join(args: JoinArgs, output: Output) -> Result<Exit, HostError> {
 pub(super) fn leave(args: LeaveArgs, output: Output) -> Result<Exit, HostError> {
     let config = args.host.load()?;
     let client = args.host.client(&config);
-    let by_agent = block_on(client.post::<serde_json::Value>("/leave", &serde_json::json!({ "purge": args.purge })))?;
-    match by_agent {
+    let asked = serde_json::json!({ "purge": args.purge, "force": args.force });
+    match block_on(client.post::<serde_json::Value>("/leave", &asked))? {
         Ok(_) => {}
-        // The agent has stopped by then, also when it could not tell the control plane.
-        Err(AdminError::Refused(refusal)) if !args.force => return Err(HostError::Failed(refusal.message)),
-        Err(AdminError::NotPermitted { socket }) => return Err(AdminError::NotPermitted { socket }.into()),
-        Err(_) => match block_on(join::leave(&config, args.purge, args.force))? {
+        Err(AdminError::NotRunning { .. }) => match block_on(join::leave(&config, args.purge, args.force))? {
             Ok(()) => {}
             Err(LeaveError::NotJoined) => return Err(HostError::NotJoined),
-            Err(error) => return Err(HostError::Failed(format!("{:#}", anyhow::Error::from(error)))),
+            Err(error) => return Err(HostError::Failed(telemetry::Chain(&error).to_string())),
         },
+        Err(error) => return Err(error.into()),
     }
     output.show(&serde_json::json!({ "left": true, "purged": args.purge }), || {
         "left the mesh: its identity is forgotten here and its workloads are withdrawn\n".to_owned()
     })?;
     Ok(Exit::Ok)
 }
-
-/// The error's own sentence; causes that it does not say itself follow it.
-fn error_text(error: &join::JoinError) -> TextError {
-    TextError(telemetry::Chain(error).to_string())
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct TextError(String);
 
 impl TokenArgs {
     fn read(&self) -> Result<String, HostError> {

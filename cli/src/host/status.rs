@@ -54,7 +54,7 @@ fn text(status: &AgentStatus) -> String {
         "control plane",
         match link.connected {
             true => format!("{}, connected since {}", link.url, link.since),
-            false => format!("{}, away since {}: {}", link.url, link.since, link.error),
+            false => format!("{}, not connected since {}: {}", link.url, link.since, link.error),
         },
     );
     let snapshot = &status.snapshot;

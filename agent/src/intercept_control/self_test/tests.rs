@@ -50,6 +50,7 @@ fn counters_are_summed_over_their_labels() {
                 istio_tcp_connections_opened_total{reporter=\"source\"} 3\n\
                 istio_tcp_connections_opened_total{reporter=\"destination\"} 4\n\
                 istio_tcp_connections_failed_total{response_flags=\"a b\"} 2\n\
+                istio_tcp_connections_failed_total{reporter=\"source\",response_flags=\"DENY\"} 50\n\
                 istio_tcp_connections_failed_totals{x=\"y\"} 90\n# EOF\n";
     assert_eq!(count(text), Counts { opened: 7, failed: 2 });
     assert_eq!(count(""), Counts::default());
