@@ -83,6 +83,8 @@ pub struct Controller {
     quieting: bool,
     /// The service manager was given the owner socket.
     parked: bool,
+    /// The agent ends: the rules follow nothing any more.
+    stopping: bool,
 }
 
 impl Control {
@@ -109,6 +111,7 @@ impl Control {
             failed_tests: 0,
             quieting: false,
             parked: false,
+            stopping: false,
         };
         (control, controller)
     }

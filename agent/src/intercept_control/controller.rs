@@ -43,8 +43,8 @@ impl Controller {
                     Some(command) => self.handle(command).await,
                     None => break,
                 },
-                _ = view.changed() => follow_at = follow_at.or(Some(Instant::now() + SETTLE)),
-                _ = names.changed() => follow_at = follow_at.or(Some(Instant::now() + SETTLE)),
+                Ok(()) = view.changed() => follow_at = follow_at.or(Some(Instant::now() + SETTLE)),
+                Ok(()) = names.changed() => follow_at = follow_at.or(Some(Instant::now() + SETTLE)),
                 () = at(follow_at) => {
                     follow_at = None;
                     self.follow();
@@ -95,6 +95,7 @@ impl Controller {
                 self.follow();
             }
             Command::Quiet(reply) => {
+                self.stopping = true;
                 if !self.is_held() {
                     self.make_quiet();
                 }
@@ -194,7 +195,7 @@ impl Controller {
 
     /// Makes the kernel's rules what the snapshot wants now, if interception is on.
     fn follow(&mut self) {
-        if self.state.borrow().state == InterceptState::Off {
+        if self.state.borrow().state == InterceptState::Off || self.stopping {
             return;
         }
         let names = self.parts.names.borrow().via.clone();
