@@ -50,7 +50,10 @@ impl Agent {
         let mut forgotten = Ok(());
         if let Some(Leaving { purge, reply }) = leaving {
             forgotten = if purge { self.state.purge() } else { self.state.forget() };
-            let said = forgotten.as_ref().map(|()| ()).map_err(|error| telemetry::Chain(error).to_string());
+            let said = match &forgotten {
+                Ok(()) => Ok(()),
+                Err(error) => Err(telemetry::Chain(error).to_string()),
+            };
             // Whoever asked may have gone.
             let _ = reply.send(said);
         }
