@@ -3,7 +3,7 @@
 #   make demo          three hosts, one control plane, every promise checked on real traffic
 #   make demo KEEP=1   the same, left up to look around; `make demo-clean` takes it down
 #   make test          everything: format, lints, house rules, unit, store, end-to-end, sizes
-#   make vm            the service on booted Debian machines (the first run makes their root: two minutes)
+#   make vm            the service on booted Debian machines (the first run makes their roots: four minutes)
 #   make build         both programs, quick to build      make release   as they ship
 
 SHELL := /bin/bash -o pipefail
@@ -31,7 +31,7 @@ build:
 release:
 	cargo build $(CARGO_FLAGS) --release -p cli -p controlplane --bins
 
-test: tools lint unit e2e sizes
+test: tools lint unit e2e vm sizes
 	$(DEBUG)/demo
 	@echo "make test: all suites passed"
 
@@ -54,7 +54,7 @@ e2e:
 # The agent as a service of booted machines: systemd, journald, resolved, units, reboots.
 vm: tools
 	cargo build $(CARGO_FLAGS) --workspace --bins
-	cargo test $(CARGO_FLAGS) --workspace --test vm -- --test-threads 2
+	cargo test $(CARGO_FLAGS) --workspace --test vm -- --test-threads 2 --show-output
 
 # The promises about size, on the programs as they ship.
 sizes: release

@@ -1,4 +1,4 @@
-//! The estate's upstream resolver: knows `outside.example` and nothing else.
+//! The estate's upstream resolver: knows `outside.example`, the control plane's name and nothing else.
 
 use anyhow::Result;
 

@@ -11,6 +11,8 @@ fn a_machine_boots_reboots_and_leaves_nothing_behind() -> Result<()> {
     let estate = Estate::prepare(|_| "sqlite::memory:".to_owned())?;
     let mut machine = Machine::boot(&estate, "vm")?;
     ensure!(machine.run_ok("hostname", &[])?.trim() == "vm");
+    let links = machine.run_ok("networkctl", &["list", "--no-legend"])?;
+    ensure!(links.contains("configured"), "{links}");
     let said = machine.run_ok("resolvectl", &["query", "outside.example"])?;
     ensure!(said.contains("192.0.2.1"), "{said}");
     machine.start_unit("web", "/usr/bin/testhost http [::]:80 vm")?;

@@ -2,4 +2,11 @@
 //! Needs root and a Debian mirror for the first run; without them every test says so and fails, so
 //! that nothing passes by not running.
 
+mod loss;
 mod machine;
+mod names;
+mod nss;
+mod reboot;
+mod service;
+mod shop;
+mod units;

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, ResponseCode};
-use hickory_proto::rr::{RData, Record, rdata::A};
+use hickory_proto::rr::{RData, Record, RecordType, rdata::A};
 
 fn main() -> std::io::Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
@@ -66,7 +66,7 @@ fn echo(address: &str) -> std::io::Result<()> {
     Ok(())
 }
 
-/// An upstream resolver that knows one name, `outside.example`.
+/// An upstream resolver that knows two names, `outside.example` and the control plane's.
 fn dns(address: &str) -> std::io::Result<()> {
     let socket = UdpSocket::bind(address)?;
     println!("resolving on {address}");
@@ -84,13 +84,17 @@ fn resolve(query: &Message) -> Message {
     let mut answer = query.clone();
     answer.metadata.message_type = MessageType::Response;
     answer.metadata.recursion_available = true;
-    let known = query.queries.first().filter(|q| q.name().to_ascii() == "outside.example.");
-    match known {
-        Some(question) => {
-            let record = Record::from_rdata(question.name().clone(), 60, RData::A(A::new(192, 0, 2, 1)));
-            answer.add_answer(record);
+    let Some(question) = query.queries.first() else { return answer };
+    let address = match question.name().to_ascii().as_str() {
+        "outside.example." => A::new(192, 0, 2, 1),
+        "controlplane.example." => A::new(10, 88, 0, 1),
+        _ => {
+            answer.metadata.response_code = ResponseCode::NXDomain;
+            return answer;
         }
-        None => answer.metadata.response_code = ResponseCode::NXDomain,
+    };
+    if question.query_type() == RecordType::A {
+        answer.add_answer(Record::from_rdata(question.name().clone(), 60, RData::A(address)));
     }
     answer
 }

@@ -86,7 +86,7 @@ fn tidy_up(folder: &Path) -> Result<()> {
 const CACHE: &str = "/var/cache/tombolo-tests";
 
 /// Part of the folder's name: a new recipe makes a new root and touches none that is in use.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 const MIRROR: &str = "http://deb.debian.org/debian";
 
@@ -102,9 +102,10 @@ const PACKAGES: &[&str] = &[
     "libnss-resolve",
     "libnss-myhostname",
     "dbus",
+    "procps",
     "iproute2",
     "nftables",
     "curl",
     "netcat-openbsd",
-    "dnsutils",
+    "bind9-dnsutils",
 ];
