@@ -143,7 +143,10 @@ impl Report {
     }
 
     /// The end of the copying, whichever it was.
-    pub(crate) fn copied(self, result: Result<(), CopyError>) {
+    pub(crate) fn copied(mut self, result: Result<(), CopyError>) {
+        if let Err(CopyError::Stopped(stop)) = &result {
+            self.facts.policy.clone_from(&stop.policy);
+        }
         match result {
             Ok(()) => self.ended(),
             Err(error) => self.failed(&error),
@@ -289,7 +292,7 @@ impl Flagged for CopyError {
         match self {
             Self::Client { .. } => Flag::ClientBroke,
             Self::Upstream { .. } => Flag::UpstreamBroke,
-            Self::Stopped { .. } => Flag::PolicyChanged,
+            Self::Stopped(_) => Flag::PolicyChanged,
             Self::Idle { .. } => Flag::Idle,
         }
     }

@@ -11,6 +11,7 @@ use api::{AuthorizationPolicy, Snapshot, Workload, WorkloadUid};
 use tracing::info;
 
 use crate::connections::Open;
+use crate::net::traffic::Stop;
 use crate::report::Observers;
 use crate::view::View;
 
@@ -70,6 +71,6 @@ pub(crate) fn review_one(snapshot: &Snapshot, open: &Open, observers: &Observers
 fn stop(open: &Open, verdict: &Verdict, observers: &Observers) {
     if open.traffic.stopped().is_none() {
         observers.metrics.closed_by_policy.inc();
-        open.traffic.stop(verdict.reason());
+        open.traffic.stop(Stop { reason: verdict.reason(), policy: verdict.policy().map(str::to_owned) });
     }
 }

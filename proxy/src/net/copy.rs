@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::net::socket::reset_on_close;
-use crate::net::traffic::Traffic;
+use crate::net::traffic::{Stop, Traffic};
 
 /// One end of a relayed connection.
 pub(crate) enum End {
@@ -39,8 +39,8 @@ pub(crate) enum CopyError {
         #[source]
         source: io::Error,
     },
-    #[error("closed due to policy change: {reason}")]
-    Stopped { reason: String },
+    #[error("closed due to policy change: {}", .0.reason)]
+    Stopped(Stop),
     #[error("nothing moved for {limit:?}")]
     Idle { limit: Duration },
 }
@@ -103,8 +103,8 @@ struct Idle {
 
 impl Relay {
     fn poll(&mut self, cx: &mut Context<'_>, traffic: &Traffic) -> Poll<Result<(), CopyError>> {
-        if let Poll::Ready(reason) = traffic.poll_stopped(cx) {
-            return Poll::Ready(Err(CopyError::Stopped { reason: reason.to_owned() }));
+        if let Poll::Ready(stop) = traffic.poll_stopped(cx) {
+            return Poll::Ready(Err(CopyError::Stopped(stop.clone())));
         }
         let request = self.request.poll(cx, &mut self.client, &mut self.upstream, &traffic.received);
         if let Poll::Ready(Err(broken)) = request {

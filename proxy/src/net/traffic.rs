@@ -19,8 +19,17 @@ pub(crate) struct Traffic {
     pub(super) sent: AtomicU64,
     received_counted: AtomicU64,
     sent_counted: AtomicU64,
-    stopped: OnceLock<String>,
+    stopped: OnceLock<Stop>,
     waker: AtomicWaker,
+}
+
+/// The order to end a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stop {
+    /// The sentence for the log.
+    pub(crate) reason: String,
+    /// `namespace/name` of the policy that forbids it.
+    pub(crate) policy: Option<String>,
 }
 
 impl Traffic {
@@ -38,20 +47,20 @@ impl Traffic {
         (taken(self.received(), &self.received_counted), taken(self.sent(), &self.sent_counted))
     }
 
-    /// Ends the connection from outside; the first reason counts.
-    pub(crate) fn stop(&self, reason: String) {
-        if self.stopped.set(reason).is_ok() {
+    /// Ends the connection from outside; the first order counts.
+    pub(crate) fn stop(&self, stop: Stop) {
+        if self.stopped.set(stop).is_ok() {
             self.waker.wake();
         }
     }
 
     /// Why the connection has to end, if it has to.
-    pub(crate) fn stopped(&self) -> Option<&str> {
-        self.stopped.get().map(String::as_str)
+    pub(crate) fn stopped(&self) -> Option<&Stop> {
+        self.stopped.get()
     }
 
     /// Ready when the connection has to end; else its task is woken when it has to.
-    pub(crate) fn poll_stopped(&self, cx: &Context<'_>) -> Poll<&str> {
+    pub(crate) fn poll_stopped(&self, cx: &Context<'_>) -> Poll<&Stop> {
         self.waker.register(cx.waker());
         self.stopped().map_or(Poll::Pending, Poll::Ready)
     }
