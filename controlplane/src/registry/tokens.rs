@@ -88,8 +88,7 @@ fn mistakes(request: &TokenRequest) -> Vec<String> {
         mistakes.push(format!("groups: {group:?} is not NAMESPACE/WORKLOADGROUP"));
     }
     if !(MIN_TTL_S..=MAX_TTL_S).contains(&request.ttl_s) {
-        mistakes
-            .push(format!("ttl_s: {} is not between {MIN_TTL_S} (one minute) and {MAX_TTL_S} (a week)", request.ttl_s));
+        mistakes.push(format!("ttl_s: {} is not between {MIN_TTL_S} and {MAX_TTL_S} (a week)", request.ttl_s));
     }
     if !(1..=MAX_USES).contains(&request.uses) {
         mistakes.push(format!("uses: {} is not between 1 and {MAX_USES}", request.uses));
@@ -256,7 +255,7 @@ const LIST: &str = "SELECT id, groups, uses_left, name_pattern, cidrs, approval,
     FROM tokens ORDER BY created_ms DESC, id";
 const FIND: &str = "SELECT id, groups, uses_left, name_pattern, cidrs, approval, created_ms, expires_ms, created_by, \
     secret_hash FROM tokens WHERE id = $1";
-const MIN_TTL_S: u64 = 60;
+const MIN_TTL_S: u64 = 1;
 const MAX_TTL_S: u64 = 7 * 24 * 3600;
 const MAX_USES: u32 = 10_000;
 
