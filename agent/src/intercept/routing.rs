@@ -10,6 +10,7 @@ use proxy::config::{ROUTING_TABLE, TPROXY_MARK};
 use rustix::io::Errno;
 
 use super::ApplyError;
+use super::model::Element;
 use super::ruleset::Routing;
 use crate::netlink::NetlinkError;
 use crate::netlink::route::{self, IPV4, IPV6, LoopbackRoute, MAIN_TABLE, MarkRule};
@@ -135,6 +136,13 @@ fn local_route(family: u8) -> LoopbackRoute {
 
 /// IPv6 turns an ordinary route through loopback into a refusal (`ip6_route_info_create`), so there
 /// the range is local.
+/// Where service addresses are taken from, as elements of sets: IPv4 and IPv6.
+pub(crate) fn service_ranges() -> (Element, Element) {
+    let v4 = Ipv4Net::new(SERVICES4, 16).expect("16 is a length of an IPv4 network");
+    let v6 = Ipv6Net::new(SERVICES6, 48).expect("48 is a length of an IPv6 network");
+    (Element::Ipv4Range(v4), Element::Ipv6Range(v6))
+}
+
 fn service_route(family: u8) -> LoopbackRoute {
     let (address, length): (IpAddr, u8) = match family {
         IPV4 => (SERVICES4.into(), 16),

@@ -57,6 +57,10 @@ pub fn build(wanted: &Wanted) -> Ruleset {
     rules.cgroups.remove("");
     let output = rules.output_chain(wanted);
     rules.chains.push(output);
+    if !wanted.vips.is_empty() || wanted.dns.is_some() {
+        let refused = rules.refused_chain();
+        rules.chains.push(refused);
+    }
     if !strict.is_empty() || !observed.is_empty() || wanted.source_preservation {
         let inbound = rules.inbound_chain(wanted, &strict, &observed);
         rules.chains.push(inbound);
@@ -214,6 +218,24 @@ impl Ruleset {
                 chain.rule(label, [Statement::PureSyn, destination, Statement::Counter, redirect]);
             }
         }
+    }
+
+    /// Service addresses lead nowhere but to the agent. One that is not captured, because the service
+    /// is gone or so new that its name was answered before the rules knew it, is refused at once: a
+    /// first packet that got past would leave conntrack an entry without translation, and its
+    /// retransmissions would never be captured.
+    fn refused_chain(&mut self) -> Chain {
+        // After translation, which the kernel does at −100 whatever a NAT chain's own priority is.
+        let mut chain = Chain::new("refused", ChainKind::Filter, ChainHook::Output, 0);
+        let (v4, v6) = super::routing::service_ranges();
+        let sets = [("services4", Key::Ipv4Range, v4, Family::V4), ("services6", Key::Ipv6Range, v6, Family::V6)];
+        for (name, key, range, family) in sets {
+            let set = self.set(name, key, [range]);
+            let destination = Statement::DestinationIn(family, set);
+            let refuse = [Statement::PureSyn, destination, Statement::Counter, Statement::RejectWithReset];
+            chain.rule("addresses of no service", refuse);
+        }
+        chain
     }
 
     fn inbound_chain(&mut self, wanted: &Wanted, strict: &BTreeSet<u16>, observed: &BTreeSet<u16>) -> Chain {

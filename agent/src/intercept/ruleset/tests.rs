@@ -132,5 +132,5 @@ fn the_json_has_every_set_chain_and_rule() {
     let json = build(&Wanted { inbound: [(81, InboundMode::Strict)].into(), ..wanted() }).to_json();
     let objects = json["nftables"].as_array().expect("a list");
     let count = |kind: &str| objects.iter().filter(|object| object.get(kind).is_some()).count();
-    assert_eq!((count("table"), count("set"), count("chain"), count("rule")), (1, 5, 2, 7));
+    assert_eq!((count("table"), count("set"), count("chain"), count("rule")), (1, 7, 3, 9));
 }
