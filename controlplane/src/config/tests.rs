@@ -1,3 +1,5 @@
+//! Tests of `config`, the file beside this folder.
+
 use super::*;
 
 struct Etc {

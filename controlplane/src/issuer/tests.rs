@@ -1,3 +1,5 @@
+//! Tests of `issuer`, the file beside this folder.
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 

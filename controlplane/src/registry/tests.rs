@@ -1,3 +1,5 @@
+//! Tests of `registry`, the file beside this folder.
+
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 

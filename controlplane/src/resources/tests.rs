@@ -1,3 +1,5 @@
+//! Tests of `resources`, the file beside this folder.
+
 use std::time::SystemTime;
 
 use api::SpiffeId;

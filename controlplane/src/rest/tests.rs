@@ -1,3 +1,5 @@
+//! Tests of `rest`, the file beside this folder.
+
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};

@@ -1,3 +1,5 @@
+//! Tests of `run`, the file beside this folder.
+
 use super::*;
 use crate::testing::{Plane, postgres, settings, sqlite};
 

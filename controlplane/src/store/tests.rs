@@ -1,3 +1,5 @@
+//! Tests of `store`, the file beside this folder.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -1,3 +1,5 @@
+//! Tests of `bundle`, the file beside this folder.
+
 use super::*;
 use crate::testing::TestCa;
 

@@ -1,3 +1,5 @@
+//! Tests of `rotation`, the file beside this folder.
+
 use super::*;
 
 const HOUR: Duration = Duration::from_secs(3600);

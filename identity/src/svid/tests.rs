@@ -1,3 +1,5 @@
+//! Tests of `svid`, the file beside this folder.
+
 use std::time::Duration;
 
 use rcgen::{ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose};

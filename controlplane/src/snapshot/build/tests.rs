@@ -1,3 +1,5 @@
+//! Tests of `build`, the file beside this folder.
+
 use std::net::IpAddr;
 
 use api::resource::documents;

@@ -1,3 +1,5 @@
+//! Tests of `inbound`, the file beside this folder.
+
 use std::net::SocketAddr;
 
 use api::policy::{Connection, evaluate};

@@ -1,3 +1,5 @@
+//! Tests of `table`, the file beside this folder.
+
 use super::*;
 
 fn resources(of: &[(&str, &str)]) -> Vec<Encoded> {

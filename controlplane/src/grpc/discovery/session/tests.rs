@@ -1,3 +1,5 @@
+//! Tests of `session`, the file beside this folder.
+
 use std::sync::Arc;
 
 use api::resource::Resource as Document;
