@@ -66,6 +66,17 @@ fn what_is_not_of_the_mesh_never_enters_the_agent() -> Result<()> {
 }
 
 #[test]
+fn a_service_address_of_no_service_is_refused_at_once() -> Result<()> {
+    let shop = shop::open()?;
+    for url in ["http://240.240.9.9/", "http://[fd74:6d62:6f6c::909]/"] {
+        let output = shop.web.curl(url)?;
+        ensure!(output.code == 7 && output.stderr.contains("Couldn't connect"), "{url}: {output:?}");
+        ensure!(!output.stderr.contains("timed out"), "{url}: {output:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn two_workloads_of_one_host_have_two_identities() -> Result<()> {
     let estate = Estate::start()?;
     let group = |name: &str, annotations: &str, ports: &str| {

@@ -48,7 +48,7 @@ fn each_bad_token_gets_its_own_sentence_and_leaves_nothing() -> Result<()> {
     ensure!(!output.ok() && output.stderr.contains("checksum"), "tampered: {output:?}");
 
     let mut wrong_pin = token(&estate, &[])?;
-    *value_after(&mut wrong_pin, "--ca-pin")? = format!("sha256:{}", "0".repeat(64));
+    wrong_pin.extend(["--ca-pin".to_owned(), format!("sha256:{}", "0".repeat(64))]);
     let output = join(&host, &wrong_pin)?;
     ensure!(!output.ok() && output.stderr.contains("pin"), "wrong pin: {output:?}");
 

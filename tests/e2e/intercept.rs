@@ -64,12 +64,14 @@ fn plan_changes_nothing_and_shows_what_on_then_does() -> Result<()> {
     Ok(())
 }
 
-/// Rule sets compare by their words: nft wraps long sets as it likes and says who owns the table.
+/// Rule sets compare by their words, sorted: nft wraps sets as it likes, the kernel lists their
+/// elements in the order of its hashes, and counters count.
 fn words(ruleset: &str) -> Vec<String> {
-    let kept = ruleset.lines().filter(|line| !line.trim_start().starts_with('#'));
+    let kept = ruleset.lines().map(|line| line.split('#').next().unwrap_or_default());
     let text = kept.collect::<Vec<_>>().join(" ");
     let mut words: Vec<String> = text.split([' ', ',', '\t']).filter(|w| !w.is_empty()).map(str::to_owned).collect();
-    words.retain(|word| !word.starts_with("packets") && word.parse::<u64>().is_err());
+    words.retain(|word| word.parse::<u64>().is_err() && word != "flags" && word != "owner");
+    words.sort_unstable();
     words
 }
 

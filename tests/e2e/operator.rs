@@ -84,7 +84,10 @@ fn bad_input_is_refused_whole_and_by_name() -> Result<()> {
 
     std::fs::write(&file, service("lonely", "").replace("app: orders", "app: nobody"))?;
     let output = estate.operator(&["apply", "-f", &file.display().to_string()])?;
-    ensure!(output.ok() && output.stderr.contains("no workload"), "a service without workloads: {output:?}");
+    ensure!(
+        output.ok() && output.stderr.contains("matches no WorkloadGroup"),
+        "a service without workloads: {output:?}"
+    );
     Ok(())
 }
 

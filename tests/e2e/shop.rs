@@ -9,7 +9,7 @@ pub const SHOP: &str = include_str!("../demo/shop.yaml");
 pub struct Shop {
     pub web: Host,
     pub orders: Host,
-    pub applications: Vec<Daemon>,
+    _applications: Vec<Daemon>,
     pub estate: Estate,
 }
 
@@ -21,9 +21,9 @@ pub fn open() -> Result<Shop> {
 pub fn open_in(estate: Estate) -> Result<Shop> {
     estate.apply(SHOP)?;
     let orders = estate.add_meshed_host("orders", &member("orders"))?;
-    let applications = vec![orders.serve_http(8080, "orders")?, orders.serve_http(9090, "admin")?];
+    let _applications = vec![orders.serve_http(8080, "orders")?, orders.serve_http(9090, "admin")?];
     let web = estate.add_meshed_host("web", &member("web"))?;
-    let shop = Shop { web, orders, applications, estate };
+    let shop = Shop { web, orders, _applications, estate };
     shop.wait_answers("http://orders.shop.mesh/");
     Ok(shop)
 }

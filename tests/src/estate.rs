@@ -86,7 +86,9 @@ impl Estate {
         let folder = tempfile::Builder::new().prefix("tombolo-estate-").tempdir()?;
         let prefix = format!("tmb{}-{}", std::process::id(), ESTATES.fetch_add(1, Ordering::Relaxed));
         let switch = Namespace::create(&format!("{prefix}-cp"), None)?;
-        switch.ip(&["link", "add", "br0", "type", "bridge"])?;
+        // A bridge takes the least address of its ports unless it has its own: it would change under open
+        // connections whenever a host is plugged in.
+        switch.ip(&["link", "add", "br0", "address", "02:00:0a:58:00:01", "type", "bridge"])?;
         switch.ip(&["addr", "add", &format!("{CONTROL_PLANE}/24"), "dev", "br0"])?;
         switch.ip(&["addr", "add", "fd88::1/64", "dev", "br0", "nodad"])?;
         switch.ip(&["link", "set", "br0", "up"])?;
@@ -114,6 +116,10 @@ impl Estate {
             "--api-listen",
             &format!("{CONTROL_PLANE}:15014"),
         ]);
+        // After a start nobody is withdrawn for a minute; tests of silent hosts cannot wait that long.
+        command
+            .env("TOMBOLO__REGISTRY__GRACE", "5s")
+            .env("TOMBOLO__LOG__FILTER", "info,controlplane=debug,h2=debug,sqlx=debug");
         let mut daemon = Daemon::start("tombolo-controlplane", command, &self.folder.path().join("cp.log"))?;
         wait_until("the control plane answers", || {
             let output = self.operator(&["status"]).map_err(|error| error.to_string())?;
@@ -354,6 +360,23 @@ impl Host {
         let lines = self.agent_log();
         let parsed = lines.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         parsed.filter(|line| line["target"] == "access").collect()
+    }
+}
+
+/// A failed test shows what the programs said, since their files go with the estate.
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- agent on {}:\n{}", self.name, last_lines(&self.agent_log(), 400));
+        }
+    }
+}
+
+impl Drop for Estate {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- control plane:\n{}", last_lines(&self.control_plane_log(), 900));
+        }
     }
 }
 

@@ -93,7 +93,10 @@ fn check(claim: &str, run: impl FnOnce() -> Result<String>) -> Result<()> {
 fn set_up() -> Result<Demo> {
     let estate = Estate::start()?;
     estate.apply(SHOP)?;
-    let meshed = |group: &str| HostSpec { groups: vec![format!("shop/{group}")], ..HostSpec::default() };
+    let meshed = |group: &str| HostSpec {
+        groups: vec![format!("shop/{group}")],
+        config: "[log]\nfilter = \"info,agent=debug,h2=debug,tonic=debug,hyper=debug\"\n".into(),
+    };
     let orders = estate.add_meshed_host("orders", &meshed("orders"))?;
     let applications = [orders.serve_http(8080, "orders")?, orders.serve_http(9090, "the admin page")?];
     let web = estate.add_meshed_host("web", &meshed("web"))?;
@@ -186,8 +189,11 @@ impl Demo {
         self.orders.start_agent()?;
         self.web.start_agent()?;
         let answer = self.answers()?;
-        let last = self.web.access_log().pop().context("web's agent logged nothing")?;
-        ensure!(last["dst.service"] == "orders.shop.mesh", "the request bypassed the mesh: {last}");
+        wait_until("the new agent logs a request through the mesh", || {
+            let log = self.web.agent_log();
+            let since = log.rsplit("the agent starts").next().unwrap_or_default();
+            if since.contains(r#""dst.service":"orders.shop.mesh""#) { Ok(()) } else { Err(log.len()) }
+        });
         Ok(format!("{answer} (through the mesh, from the snapshot on disk)"))
     }
 }
