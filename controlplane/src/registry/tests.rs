@@ -239,7 +239,7 @@ async fn a_token_request_is_told_all_its_mistakes() {
     on_each_store(async |database| {
         let bad = TokenRequest {
             groups: vec!["shop".to_owned()],
-            ttl_s: 1,
+            ttl_s: 0,
             uses: 0,
             name_pattern: "We b".to_owned(),
             cidrs: vec!["10.0.0.0/33".to_owned()],
