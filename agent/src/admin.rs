@@ -46,6 +46,8 @@ pub struct Parts {
     pub standing: Standing,
     pub health: watch::Receiver<BTreeMap<WorkloadUid, Health>>,
     pub reports: watch::Receiver<String>,
+    /// Why the snapshot is not on disk; empty when it is.
+    pub unstored: watch::Receiver<String>,
     pub control: Control,
     pub names: watch::Receiver<NamesStatus>,
     pub proxy: Handle,

@@ -188,6 +188,7 @@ impl Agent {
         let issuance = Issuance::new(link.clone(), credentials.clone(), state.clone(), view.clone(), identity.clone());
         let standing = issuance.standing();
         let (verdicts, reports) = (Verdicts::new(BTreeMap::new()), Refused::new(String::new()));
+        let unstored = watch::Sender::new(String::new());
         let (control, controller) = Control::new(intercept_control::Parts {
             settings: config.interception.clone(),
             ports,
@@ -217,6 +218,7 @@ impl Agent {
             standing,
             health: verdicts.subscribe(),
             reports: reports.subscribe(),
+            unstored: unstored.subscribe(),
             control: control.clone(),
             names: names.status(),
             proxy: proxy.handle(),
@@ -234,7 +236,8 @@ impl Agent {
         }
         let drain = background.1.clone();
         tasks.spawn(stream.run(drain.clone()));
-        tasks.spawn(cache::run(state.clone(), holdings.clone(), credentials, view.subscribe(), drain.clone()));
+        let changes = view.subscribe();
+        tasks.spawn(cache::run(state.clone(), holdings.clone(), credentials, changes, unstored, drain.clone()));
         tasks.spawn(issuance.run(link.connected(), drain.clone()));
         tasks.spawn(health::run(view.clone(), verdicts.clone(), config.health.exec, drain.clone()));
         let report = register::Sources {

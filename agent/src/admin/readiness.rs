@@ -44,6 +44,10 @@ impl Parts {
         if link.connected && !reports.is_empty() {
             warnings.push(format!("the control plane does not hear this host: {reports}"));
         }
+        let unstored = self.unstored.borrow().clone();
+        if !unstored.is_empty() {
+            warnings.push(format!("after a reboot an older snapshot would be obeyed: {unstored}"));
+        }
         let names = self.names.borrow();
         if let Some(problem) = &names.problem {
             warnings.push(format!("mesh names are not asked for through systemd-resolved: {problem}"));

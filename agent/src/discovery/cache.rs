@@ -50,15 +50,16 @@ pub fn load(state: &StateDir) -> Holdings {
     }
 }
 
-/// Writes the holdings whenever the view changed, until the drain.
+/// Writes the holdings whenever the view changed, until the drain. `failing` says why they are not on
+/// disk; empty when they are.
 pub async fn run(
     state: StateDir,
     holdings: Arc<Mutex<Holdings>>,
     credentials: Credentials,
     mut changed: watch::Receiver<Revision>,
+    failing: watch::Sender<String>,
     drain: DrainWatch,
 ) {
-    let mut failing = String::new();
     let mut pending = false;
     loop {
         if !pending {
@@ -67,7 +68,7 @@ pub async fn run(
                 () = drain.signaled() => break,
             }
         }
-        pending = !write(&state, &holdings, &credentials, &mut failing).await;
+        pending = !write(&state, &holdings, &credentials, &failing).await;
         let pause = if pending { RETRY } else { LEAST_PAUSE };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -75,7 +76,7 @@ pub async fn run(
         }
     }
     if pending || changed.has_changed().unwrap_or(false) {
-        write(&state, &holdings, &credentials, &mut failing).await;
+        write(&state, &holdings, &credentials, &failing).await;
     }
 }
 
@@ -84,7 +85,7 @@ async fn write(
     state: &StateDir,
     holdings: &Arc<Mutex<Holdings>>,
     credentials: &Credentials,
-    failing: &mut String,
+    failing: &watch::Sender<String>,
 ) -> bool {
     // The copy is cheap but for the versions; encoding and fsync happen outside the lock.
     let copy = holdings.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -98,14 +99,14 @@ async fn write(
         Ok(Err(error)) => Chain(&error).to_string(),
         Err(error) => error.to_string(),
     };
-    if *failing != problem {
+    if *failing.borrow() != problem {
         match problem.is_empty() {
             true => info!("the snapshot is on disk again"),
             false => {
                 warn!(error = problem, "the snapshot is not on disk: the agent goes on with what it has in memory")
             }
         }
-        failing.clone_from(&problem);
+        failing.send_replace(problem.clone());
     }
     problem.is_empty()
 }

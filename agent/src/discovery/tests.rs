@@ -39,15 +39,16 @@ impl Running {
             Overrides::default(),
         );
         let status = discovery.subscribe();
-        let (trigger, watch) = proxy::drain::channel();
+        let (trigger, drain) = proxy::drain::channel();
         tokio::spawn(cache::run(
             state.clone(),
             discovery.holdings(),
             credentials.clone(),
             view.subscribe(),
-            watch.clone(),
+            watch::Sender::new(String::new()),
+            drain.clone(),
         ));
-        tokio::spawn(discovery.run(watch));
+        tokio::spawn(discovery.run(drain));
         Self { control_plane, view, credentials, state, trigger, status, link, _folder: folder }
     }
 
