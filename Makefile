@@ -4,6 +4,7 @@
 #   make demo KEEP=1   the same, left up to look around; `make demo-clean` takes it down
 #   make test          format, lints, house rules, unit, store, end-to-end, booted machines
 #   make sizes         the release build: static, size, memory of an idle agent
+#   make bench         what the mesh costs beside direct TCP, on the release build; QUICK=1 RECORD=1
 #   make vm            the service on booted Debian machines (the first run makes their roots: four minutes)
 #   make build         both programs, quick to build      make release   as they ship
 
@@ -13,7 +14,7 @@ DEBUG := target/$(TARGET)/debug
 RELEASE := target/$(TARGET)/release
 CARGO_FLAGS ?= --locked
 
-.PHONY: demo demo-clean test build release tools lint suites e2e vm sizes
+.PHONY: demo demo-clean test build release tools lint suites e2e vm sizes bench
 
 demo: tools
 	cargo build $(CARGO_FLAGS) --workspace --bins
@@ -62,3 +63,11 @@ vm: tools
 sizes: release
 	cargo build $(CARGO_FLAGS) --workspace --bins
 	$(DEBUG)/sizes $(RELEASE)
+
+# The standard work through the release build beside direct TCP. QUICK=1: seconds instead of minutes.
+# RECORD=1: keeps the run in tests/bench/recorded.json. PROGRAMS=FOLDER: measures that `tombolo`, builds none.
+bench: tools
+	cargo build $(CARGO_FLAGS) --workspace --bins
+	$(if $(PROGRAMS),,cargo build $(CARGO_FLAGS) --release -p cli --bins)
+	$(DEBUG)/bench --programs $(or $(PROGRAMS),$(RELEASE)) \
+		$(if $(QUICK),--seconds 1 --rounds 1 --hold 1000) $(if $(RECORD),--record) $(BENCH_FLAGS)

@@ -1,0 +1,167 @@
+//! `make bench`: what the mesh costs on the standard work, in one run with direct TCP beside it.
+//!
+//! Paths (direct, and one for each program and tunnel asked for) stand side by side and take turns, round by
+//! round, so that a busy machine is busy for all of them. It prints a table, writes `target/bench/latest.json`
+//! and `.svg`, and compares with the last run of `tests/bench/recorded.json`.
+
+mod path;
+mod record;
+mod report;
+mod work;
+
+use std::path::{Path as FilePath, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+use tests::Estate;
+
+use crate::path::Path;
+use crate::record::Run;
+use crate::work::{FIGURES, HELD, WORK};
+
+/// What the mesh costs on the standard work, beside direct TCP.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Folder of the `tombolo` to measure; several, as NAME=FOLDER, are measured side by side.
+    #[arg(long, required = true)]
+    programs: Vec<String>,
+    /// Only this work: tput1 tput8 pull1 pull8 rr1 rr16 rate1k crr4 idle hold.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Of each piece of work.
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
+    /// How often all of it is done; figures are medians.
+    #[arg(long, default_value_t = 3)]
+    rounds: u64,
+    /// Lines of agent.toml for every agent, such as `log.filter = "warn"` (dotted keys).
+    #[arg(long)]
+    set: Vec<String>,
+    /// The most connections held open for the memory figures.
+    #[arg(long, default_value_t = 10_000)]
+    hold: u64,
+    /// Appends the run to tests/bench/recorded.json.
+    #[arg(long)]
+    record: bool,
+}
+
+/// How long agents have to give memory back after their connections closed.
+const RELEASE_TIME: Duration = Duration::from_secs(3);
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let names: Vec<&str> = WORK.iter().map(|work| work.name).chain(["idle", "hold"]).collect();
+    for only in &arguments.only {
+        ensure!(names.contains(&only.as_str()), "there is no work {only:?}; there is {}", names.join(" "));
+    }
+    let workspace = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
+    let peers = serde_json::from_str(include_str!("../peers.json")).context("peers.json")?;
+    let recorded_file = workspace.join("tests/bench/recorded.json");
+    let mut recorded = record::load(&recorded_file)?;
+
+    let run = measure(&arguments)?;
+    print!("{}", report::text(&run, recorded.last(), &peers));
+    let output = workspace.join("target/bench");
+    std::fs::create_dir_all(&output)?;
+    std::fs::write(output.join("latest.json"), serde_json::to_string_pretty(&run)?)?;
+    println!("written: {}", output.join("latest.json").display());
+    if arguments.record {
+        recorded.push(run);
+        record::save(&recorded_file, &recorded)?;
+        println!("recorded: {}", recorded_file.display());
+    }
+    Ok(())
+}
+
+fn measure(arguments: &Arguments) -> Result<Run> {
+    let wanted = |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == name);
+    let mut estate = Estate::start()?;
+    estate.apply(include_str!("../mesh.yaml"))?;
+    let paths = start_paths(&mut estate, arguments)?;
+    let mut run = Run {
+        date: now(),
+        commit: record::commit(),
+        machine: record::machine(),
+        command: std::env::args().skip(1).fold("bench".to_owned(), |line, word| line + " " + &word),
+        seconds: arguments.seconds,
+        rounds: arguments.rounds,
+        workers: record::cores(),
+        paths: paths.iter().map(|path| path.name.clone()).collect(),
+        ..Run::default()
+    };
+    for path in &paths {
+        path.meshbench("rr", 9902, ["2", "1", "64"].map(str::to_owned).into_iter(), 1).context("the first second")?;
+        if wanted("idle") {
+            remember(&mut run, path, "idle")?;
+        }
+    }
+    for round in 1..=arguments.rounds {
+        for work in WORK.iter().filter(|work| wanted(work.name)) {
+            eprintln!("round {round} of {}: {}", arguments.rounds, work.name);
+            for path in &paths {
+                for (figure, value) in work::run(work, path, arguments.seconds)? {
+                    let key = format!("{}/{figure}", work.name);
+                    if FIGURES.iter().any(|figure| figure.key == key) {
+                        run.add(&key, &path.name, value);
+                    }
+                }
+            }
+        }
+    }
+    for path in paths.iter().filter(|_| wanted("hold")) {
+        hold(&mut run, path, arguments.hold)?;
+    }
+    run.add_differences();
+    Ok(run)
+}
+
+/// Memory with connections held open, and a moment after they closed.
+fn hold(run: &mut Run, path: &Path, most: u64) -> Result<()> {
+    let Some(before) = path.memory()? else { return Ok(()) };
+    for connections in HELD.iter().filter(|connections| **connections <= most) {
+        eprintln!("{}: {connections} open connections", path.name);
+        let mut holding = path.hold(*connections)?;
+        let with = remember(run, path, &format!("hold{connections}"))?.context("the path has agents")?;
+        for (side, with, before) in [("client", with[0], before[0]), ("server", with[1], before[1])] {
+            let key = format!("hold{connections}/added_mib_{side}");
+            if *connections == 1000 {
+                run.add(&key, &path.name, with.rss_mib - before.rss_mib);
+            }
+        }
+        holding.stop()?;
+    }
+    std::thread::sleep(RELEASE_TIME);
+    remember(run, path, "released")?;
+    Ok(())
+}
+
+fn remember(run: &mut Run, path: &Path, when: &str) -> Result<Option<[path::Memory; 2]>> {
+    let Some(memory) = path.memory()? else { return Ok(None) };
+    for (side, memory) in ["client", "server"].into_iter().zip(memory) {
+        run.add(&format!("{when}/rss_mib_{side}"), &path.name, memory.rss_mib);
+        if when == "idle" {
+            run.add(&format!("{when}/pss_mib_{side}"), &path.name, memory.pss_mib);
+        }
+    }
+    Ok(Some(memory))
+}
+
+fn start_paths(estate: &mut Estate, arguments: &Arguments) -> Result<Vec<Path>> {
+    let config = arguments.set.join("\n");
+    let mut paths = vec![Path::start(estate, 0, "direct", None)?];
+    for (number, programs) in (1..).zip(&arguments.programs) {
+        let (name, folder) = programs.split_once('=').unwrap_or(("tombolo", programs));
+        let folder = PathBuf::from(folder);
+        if !folder.join("tombolo").exists() {
+            bail!("there is no tombolo in {}: build it, or name another folder by --programs", folder.display());
+        }
+        paths.push(Path::start(estate, number, name, Some((&folder.canonicalize()?, &config)))?);
+    }
+    Ok(paths)
+}
+
+fn now() -> String {
+    let now = time::OffsetDateTime::now_utc().replace_nanosecond(0).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    now.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
+}
