@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::wait::ended;
 
 /// How long a daemon may take to end after SIGTERM before it is killed.
 const END_LIMIT: Duration = Duration::from_secs(15);
@@ -63,12 +65,8 @@ impl Daemon {
             return Ok(status.code().unwrap_or(-1));
         }
         self.signal(Signal::TERM)?;
-        let end = Instant::now() + END_LIMIT;
-        while Instant::now() < end {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(status.code().unwrap_or(-1));
-            }
-            std::thread::sleep(Duration::from_millis(10));
+        if let Some(status) = ended(&mut self.child, END_LIMIT)? {
+            return Ok(status.code().unwrap_or(-1));
         }
         self.kill()?;
         anyhow::bail!("{} did not end within {END_LIMIT:?} of SIGTERM", self.name)

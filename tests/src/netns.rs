@@ -4,9 +4,11 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+
+use crate::wait::ended;
 
 /// The most a foreground command may take before it is ended.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
@@ -132,18 +134,13 @@ pub fn finish(mut command: Command, limit: Duration) -> Result<Output> {
         .stderr(err.try_clone()?)
         .spawn()
         .with_context(|| format!("cannot start {name}"))?;
-    let end = Instant::now() + limit;
-    let code = loop {
-        if let Some(status) = child.try_wait()? {
-            use std::os::unix::process::ExitStatusExt;
-            break status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-        }
-        if Instant::now() >= end {
-            child.kill()?;
-            child.wait()?;
-            break 124;
-        }
-        std::thread::sleep(Duration::from_millis(5));
+    let code = if let Some(status) = ended(&mut child, limit)? {
+        use std::os::unix::process::ExitStatusExt;
+        status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+    } else {
+        child.kill()?;
+        child.wait()?;
+        124
     };
     Ok(Output { code, stdout: text(out)?, stderr: text(err)? })
 }

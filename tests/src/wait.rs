@@ -1,7 +1,11 @@
 //! Waiting for conditions: level-triggered, with a deadline, and it says what it saw last.
 
 use std::fmt::Debug;
+use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// How long conditions may take on a busy machine of two cores. A condition that holds is seen at
 /// once, so only failures wait this long.
@@ -24,4 +28,12 @@ pub fn within<T, E: Debug>(limit: Duration, what: &str, mut look: impl FnMut() -
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
         }
     }
+}
+
+/// Waits for the end of `child`; `None` when it still runs after `limit`.
+pub fn ended(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
+    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    let limit = Timespec::try_from(limit).map_err(std::io::Error::other)?;
+    poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit))?;
+    child.try_wait()
 }

@@ -23,6 +23,30 @@ const IMPURE: &[&str] = &["SystemTime::now(", "Instant::now(", "tokio::", "std::
 /// Names that become drawers.
 const DRAWERS: &[&str] = &["util", "utils", "common", "shared", "helpers", "misc"];
 
+/// The only test files that may sleep. A test waits for what it wants to see, with a deadline.
+const SLEEPERS: &[(&str, &str)] = &[
+    ("agent/src/testing.rs", "the pause in the agent's one wait for a condition"),
+    ("controlplane/src/testing.rs", "the same of the control plane"),
+    ("proxy/src/tests/mesh.rs", "the same of the proxy"),
+    ("tests/src/wait.rs", "the same of the harness"),
+    ("tests/src/bin/testhost.rs", "the pace of a client that keeps a connection busy"),
+];
+
+#[test]
+fn tests_do_not_sleep() {
+    let mut sleepers = BTreeMap::new();
+    for (path, text) in sources() {
+        let path = path.strip_prefix(workspace()).expect("sources are of the workspace").to_owned();
+        let testing = path.starts_with("tests") || path.ends_with("testing.rs") || is_test(&path);
+        let sleeps = text.lines().filter(|line| line.split("//").next().unwrap_or_default().contains("sleep("));
+        if testing && path != Path::new("tests/tidy/main.rs") && sleeps.clone().next().is_some() {
+            sleepers.insert(path.display().to_string(), sleeps.count());
+        }
+    }
+    let allowed = SLEEPERS.iter().map(|(path, _)| ((*path).to_owned(), 1)).collect();
+    assert_eq!(sleepers, allowed, "test files that sleep, and how often; SLEEPERS says who may, once");
+}
+
 #[test]
 fn every_file_says_what_it_is_for_and_stays_readable() {
     let mut wrong = Vec::new();

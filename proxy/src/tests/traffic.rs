@@ -146,10 +146,16 @@ async fn an_idle_connection_is_closed_only_where_a_limit_is_set() {
     let mesh = Mesh::start_with(&app, config).await;
     echo(app);
     let mut client = mesh.dial().await;
-    for _ in 0..4 {
-        assert_eq!(ask(&mut client, "busy").await.expect("echoed"), "busy");
-        tokio::time::sleep(Duration::from_millis(60)).await;
-    }
+    // A younger connection that says nothing is the clock: when it is closed, the busy one outlived the limit.
+    let mut idle = mesh.dial().await;
+    let mut byte = [0];
+    let closed = async {
+        while tokio::time::timeout(Duration::from_millis(20), idle.read(&mut byte)).await.is_err() {
+            assert_eq!(ask(&mut client, "busy").await.expect("echoed"), "busy");
+        }
+    };
+    within("the end of the idle one", closed).await;
+    assert_eq!(ask(&mut client, "busy").await.expect("echoed"), "busy");
     assert_eq!(refused(&mut client).await, ErrorKind::ConnectionReset);
     let line = logged(&[&client.local_addr().expect("an address").to_string(), "access"]).await;
     assert_eq!(line["flag"], "IDLE_TIMEOUT");
