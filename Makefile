@@ -34,7 +34,6 @@ release:
 	cargo build $(CARGO_FLAGS) --release -p cli -p controlplane --bins
 
 test: tools lint suites
-	$(DEBUG)/demo
 	@echo "make test: all suites passed"
 
 lint:
@@ -42,7 +41,7 @@ lint:
 	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 
 # Every suite of every room: unit, component, store (SQLite and Postgres), house rules, end-to-end,
-# booted machines. Two tests at a time: there may be two cores only.
+# booted machines, the commands of the documents. Two tests at a time: there may be two cores only.
 suites:
 	cargo build $(CARGO_FLAGS) --workspace --bins
 	RUST_TEST_THREADS=2 cargo test $(CARGO_FLAGS) --workspace

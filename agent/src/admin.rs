@@ -64,7 +64,7 @@ pub enum Order {
     Drain,
     /// Tell the control plane, stop, and forget the identity. `force` does so also when it cannot be
     /// told; else the agent goes on, and the answer says why.
-    Leave { purge: bool, force: bool, reply: tokio::sync::oneshot::Sender<Result<(), String>> },
+    Leave { force: bool, reply: tokio::sync::oneshot::Sender<Result<(), String>> },
     /// Read the configuration again; the answer says what needs a restart.
     Reload(tokio::sync::oneshot::Sender<Result<Vec<String>, String>>),
 }
@@ -155,9 +155,8 @@ impl Admin {
             },
             "/leave" => {
                 let asked = serde_json::from_slice::<serde_json::Value>(body).unwrap_or_default();
-                let (purge, force) = (asked["purge"] == true, asked["force"] == true);
                 let (reply, told) = tokio::sync::oneshot::channel();
-                self.order(Order::Leave { purge, force, reply }, told).await
+                self.order(Order::Leave { force: asked["force"] == true, reply }, told).await
             }
             "/reload" => {
                 let (reply, done) = tokio::sync::oneshot::channel();

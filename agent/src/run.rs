@@ -116,7 +116,6 @@ struct Agent {
 
 /// The control plane knows that this host leaves; somebody waits for the end.
 struct Leaving {
-    purge: bool,
     reply: oneshot::Sender<Result<(), String>>,
 }
 
@@ -291,11 +290,11 @@ impl Agent {
                 _ = hangup.recv() => self.reload_and_log().await,
                 order = self.orders.recv() => match order {
                     Some(Order::Drain) | None => break None,
-                    Some(Order::Leave { purge, force, reply }) => match join::leave_over(&self.parts.link).await {
+                    Some(Order::Leave { force, reply }) => match join::leave_over(&self.parts.link).await {
                         Err(problem) if !force => {
                             let _ = reply.send(Err(join::LeaveError::NotTold { problem }.to_string()));
                         }
-                        Ok(()) | Err(_) => break Some(Leaving { purge, reply }),
+                        Ok(()) | Err(_) => break Some(Leaving { reply }),
                     },
                     Some(Order::Reload(reply)) => {
                         let done = self.reload().await;

@@ -6,6 +6,7 @@
 
 pub mod capture;
 pub mod daemon;
+pub mod document;
 pub mod estate;
 pub mod fleet;
 pub mod machine;

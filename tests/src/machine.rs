@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::daemon::Daemon;
+use crate::document::workspace;
 use crate::estate::{Estate, Host, HostSpec, program};
 use crate::netns::{Output, finish};
 use crate::wait::{wait_until, within};
@@ -30,6 +31,8 @@ pub struct Machine {
     /// `None` while it is switched off.
     running: Option<Running>,
     host: Host,
+    /// Nothing of Tombolo is on it; what was built lies ready in [`BUILT`], the sources in [`SOURCES`].
+    bare: bool,
 }
 
 /// One life of a machine, from boot to power-off.
@@ -47,9 +50,18 @@ impl Machine {
     }
 
     pub fn boot_release(estate: &Estate, name: &str, release: Release) -> Result<Self> {
+        Self::make(estate, name, release, false)
+    }
+
+    /// Boots Debian 12 as it is before anything of Tombolo was installed, with a checkout to install from.
+    pub fn boot_bare(estate: &Estate, name: &str) -> Result<Self> {
+        Self::make(estate, name, Release::Bookworm, true)
+    }
+
+    fn make(estate: &Estate, name: &str, release: Release, bare: bool) -> Result<Self> {
         let root = root::root(release)?;
         let host = estate.add_host(name, &HostSpec::default())?;
-        let mut machine = Self { root, running: None, host };
+        let mut machine = Self { root, running: None, host, bare };
         for folder in ["upper", "work", "root"] {
             fs::create_dir(machine.host.folder().join(folder))?;
         }
@@ -58,7 +70,7 @@ impl Machine {
         Ok(machine)
     }
 
-    /// What an installer and a package would have put there.
+    /// What an installer and, unless it is bare, a package would have put there.
     fn install(&self) -> Result<()> {
         let id: String = (0..16).map(|_| format!("{:02x}", rand::random::<u8>())).collect();
         self.write("/etc/machine-id", &format!("{id}\n"))?;
@@ -68,6 +80,9 @@ impl Machine {
         fs::create_dir_all(&wants)?;
         let networkd = "systemd-networkd.service";
         std::os::unix::fs::symlink(format!("/lib/systemd/system/{networkd}"), wants.join(networkd))?;
+        if self.bare {
+            return Ok(());
+        }
         let config = workspace().join("packaging/etc/agent.toml");
         if config.exists() {
             self.write("/etc/tombolo/agent.toml", &fs::read_to_string(config)?)?;
@@ -119,8 +134,15 @@ impl Machine {
         let name = self.host.namespace().name();
         command.arg(format!("--machine={name}")).arg(format!("--hostname={}", self.host.name()));
         command.arg(format!("--network-namespace-path=/run/netns/{name}"));
-        for ours in ["tombolo", "testhost"] {
-            command.arg(format!("--bind-ro={}:/usr/bin/{ours}", program(ours)?.display()));
+        let bind = |from: &Path, to: &str| format!("--bind-ro={}:{to}", from.display());
+        command.arg(bind(&program("testhost")?, "/usr/bin/testhost"));
+        if self.bare {
+            command.arg(bind(&workspace(), SOURCES));
+            for ours in ["tombolo", "tombolo-controlplane"] {
+                command.arg(bind(&program(ours)?, &format!("{BUILT}/{ours}")));
+            }
+        } else {
+            command.arg(bind(&program("tombolo")?, "/usr/bin/tombolo"));
         }
         command.arg("--directory").arg(self.host.folder().join("root")).env_clear().env("PATH", PATH);
         command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1").env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network");
@@ -295,13 +317,14 @@ fn is_init(pid: u32) -> bool {
     numbers.len() > 1 && numbers.last() == Some(&"1") && status.starts_with("Name:\tsystemd\n")
 }
 
-/// The folder of the sources.
-fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
 /// The agent's unit.
 pub const AGENT: &str = "tombolo-agent.service";
+
+/// Where a bare machine has the sources, to read.
+pub const SOURCES: &str = "/opt/sources";
+
+/// Where a bare machine has the built programs.
+pub const BUILT: &str = "/opt/built";
 
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 

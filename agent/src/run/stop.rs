@@ -48,8 +48,8 @@ impl Agent {
         }
         end(self.background, TASKS_LIMIT).await;
         let mut forgotten = Ok(());
-        if let Some(Leaving { purge, reply }) = leaving {
-            forgotten = if purge { self.state.purge() } else { self.state.forget() };
+        if let Some(Leaving { reply }) = leaving {
+            forgotten = self.state.forget();
             let said = match &forgotten {
                 Ok(()) => Ok(()),
                 Err(error) => Err(telemetry::Chain(error).to_string()),

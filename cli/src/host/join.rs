@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ::agent::join::{self, JoinOptions, LeaveError};
+use ::agent::state::StateDir;
 use clap::Args;
 
 use super::admin::AdminError;
@@ -111,13 +112,15 @@ pub(super) fn join(args: JoinArgs, output: Output) -> Result<Exit, HostError> {
 pub(super) fn leave(args: LeaveArgs, output: Output) -> Result<Exit, HostError> {
     let config = args.host.load()?;
     let client = args.host.client(&config);
-    let asked = serde_json::json!({ "purge": args.purge, "force": args.force });
-    match block_on(client.post::<serde_json::Value>("/leave", &asked))? {
+    let failed = |error: &dyn std::error::Error| HostError::Failed(telemetry::Chain(error).to_string());
+    match block_on(client.post::<serde_json::Value>("/leave", &serde_json::json!({ "force": args.force })))? {
+        // The agent has forgotten; the folder, which its unit mounts, only others can remove.
+        Ok(_) if args.purge => StateDir::at(&config.paths.state_dir).purge().map_err(|error| failed(&error))?,
         Ok(_) => {}
         Err(AdminError::NotRunning { .. }) => match block_on(join::leave(&config, args.purge, args.force))? {
             Ok(()) => {}
             Err(LeaveError::NotJoined) => return Err(HostError::NotJoined),
-            Err(error) => return Err(HostError::Failed(telemetry::Chain(&error).to_string())),
+            Err(error) => return Err(failed(&error)),
         },
         Err(error) => return Err(error.into()),
     }
