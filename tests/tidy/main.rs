@@ -37,7 +37,9 @@ fn tests_do_not_sleep() {
     let mut sleepers = BTreeMap::new();
     for (path, text) in sources() {
         let path = path.strip_prefix(workspace()).expect("sources are of the workspace").to_owned();
-        let testing = path.starts_with("tests") || path.ends_with("testing.rs") || is_test(&path);
+        // A benchmark is no test: it measures for a time.
+        let harness = path.starts_with("tests") && !path.starts_with("tests/bench");
+        let testing = harness || path.ends_with("testing.rs") || is_test(&path);
         let sleeps = text.lines().filter(|line| line.split("//").next().unwrap_or_default().contains("sleep("));
         if testing && path != Path::new("tests/tidy/main.rs") && sleeps.clone().next().is_some() {
             sleepers.insert(path.display().to_string(), sleeps.count());
