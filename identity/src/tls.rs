@@ -145,6 +145,7 @@ fn server(
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    config.enable_secret_extraction = true; // the data plane seals and opens the records itself
     Ok(Arc::new(config))
 }
 
@@ -164,6 +165,7 @@ fn client(
     };
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     config.resumption = Resumption::disabled();
+    config.enable_secret_extraction = true; // the data plane seals and opens the records itself
     Ok(Arc::new(config))
 }
 

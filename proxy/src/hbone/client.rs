@@ -13,13 +13,11 @@ use h2::client::{Builder, Connection, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use identity::{Credentials, tls};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 use crate::config::{HboneConfig, SocketConfig};
 use crate::hbone::{BAGGAGE, FORWARDED, TRACEPARENT};
-use crate::net::socket;
+use crate::net::tls::TlsStream;
+use crate::net::{self, socket};
 use crate::report::{Flag, Flagged};
 
 /// Whom a connection is from and to. Connections are never shared between two sources or two sets of
@@ -42,7 +40,7 @@ pub(crate) struct Connect {
 }
 
 /// An established connection: the handle for requests, and what has to be polled.
-pub(crate) type Established = (SendRequest<Bytes>, Connection<TlsStream<TcpStream>, Bytes>);
+pub(crate) type Established = (SendRequest<Bytes>, Connection<TlsStream, Bytes>);
 
 /// A peer that said 200: both directions of the stream and its response.
 pub(crate) type Opened = (SendStream<Bytes>, RecvStream, Response<()>);
@@ -135,7 +133,7 @@ pub(crate) async fn establish(
     let tcp = socket::connect(to, sockets).await.map_err(|source| TunnelError::Tcp { to, source })?;
     // A host with several workloads shows the certificate that is asked for by name.
     let name = tls::server_name(key.expected.get(..1).unwrap_or_default());
-    let stream = TlsConnector::from(config).connect(name, tcp).await.map_err(|error| broken_tls(to, error))?;
+    let (stream, _) = net::tls::connect(config, name, tcp).await.map_err(|error| broken_tls(to, error))?;
     builder(hbone).handshake(stream).await.map_err(|error| broken(to, error))
 }
 

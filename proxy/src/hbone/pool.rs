@@ -14,10 +14,8 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
 use identity::{Bundles, Credentials, Svid};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{timeout, timeout_at};
-use tokio_rustls::client::TlsStream;
 use tracing::debug;
 
 use crate::config::{HboneConfig, SocketConfig};
@@ -25,6 +23,7 @@ use crate::drain::Tasks;
 use crate::hbone::client::{self, Connect, Key, Opened, TunnelError};
 use crate::hbone::keepalive::Keepalive;
 use crate::metrics::{Label, Metrics};
+use crate::net::tls::TlsStream;
 
 /// The pool. Clones share it.
 #[derive(Clone)]
@@ -262,7 +261,7 @@ impl Pool {
         }
     }
 
-    async fn drive(&self, key: Key, id: u64, mut connection: Connection<TlsStream<TcpStream>, Bytes>, usage: &Usage) {
+    async fn drive(&self, key: Key, id: u64, mut connection: Connection<TlsStream, Bytes>, usage: &Usage) {
         self.0.metrics.tunnels.inc();
         let mut keepalive = connection.ping_pong().map(|ping_pong| Keepalive::new(ping_pong, &self.0.hbone));
         let unused_timeout = self.0.hbone.pool_unused_timeout;

@@ -13,16 +13,15 @@ use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::{Builder, Connection, SendResponse};
 use http::Request;
-use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 
 use crate::config::HboneConfig;
 use crate::drain::DrainWatch;
 use crate::hbone::keepalive::Keepalive;
+use crate::net::tls::TlsStream;
 
 /// A peer that speaks HTTP/2.
 pub(crate) struct Server {
-    connection: Connection<TlsStream<TcpStream>, Bytes>,
+    connection: Connection<TlsStream, Bytes>,
     keepalive: Option<Keepalive>,
 }
 
@@ -39,7 +38,7 @@ pub(crate) enum ServeError {
 
 impl Server {
     /// Reads the preface and exchanges settings.
-    pub(crate) async fn handshake(stream: TlsStream<TcpStream>, config: &HboneConfig) -> Result<Self, h2::Error> {
+    pub(crate) async fn handshake(stream: TlsStream, config: &HboneConfig) -> Result<Self, h2::Error> {
         let mut builder = Builder::new();
         builder
             .initial_window_size(config.stream_window_bytes)

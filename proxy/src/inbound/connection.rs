@@ -18,8 +18,6 @@ use identity::tls;
 use telemetry::Chain;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
 use crate::connections::Judged;
@@ -29,6 +27,7 @@ use crate::hbone::{Authority, AuthorityError, BAGGAGE, Baggage, FORWARDED, TRACE
 use crate::inbound::authorize::{judge, review_one};
 use crate::inbound::{DialError, HandshakeGuard, Shared, service_of, workload_at};
 use crate::metrics::{Label, Party};
+use crate::net;
 use crate::net::addr::{ClientAddr, OrigDst, UpstreamAddr};
 use crate::net::copy::{End, copy_both_ways};
 use crate::report::{Carrier, Direction, Flag, Flagged, Report};
@@ -145,9 +144,9 @@ async fn shake_hands(shared: &Shared, tcp: TcpStream, client: ClientAddr) -> Res
     let local = tcp.local_addr().map(OrigDst::new).map_err(refused)?;
     let default = default_identity(shared, local).ok_or(HandshakeError::NoCertificate)?;
     let config = tls::server_config(&shared.credentials, &default, &[tls::HBONE_ALPN]);
-    let acceptor = TlsAcceptor::from(config.map_err(HandshakeError::Configuration)?);
-    let stream = acceptor.accept(tcp).await.map_err(refused)?;
-    let identity = peer_identity(&stream).ok_or(HandshakeError::Identity)?;
+    let config = config.map_err(HandshakeError::Configuration)?;
+    let (stream, proof) = net::tls::accept(config, tcp).await.map_err(refused)?;
+    let identity = tls::peer_identity(&proof.certificates).map_err(|_| HandshakeError::Identity)?;
     let server = Server::handshake(stream, &shared.config.hbone).await.map_err(HandshakeError::Http2)?;
     Ok((Peer { identity, client, local }, server))
 }
@@ -161,11 +160,6 @@ fn default_identity(shared: &Shared, local: OrigDst) -> Option<SpiffeId> {
     locals.sort_by_key(|workload| (!here(&workload.uid), &workload.uid));
     let mut identities = locals.into_iter().filter_map(|workload| workload.identity(trust_domain).ok());
     identities.find(|identity| shared.credentials.svid(identity).is_some())
-}
-
-fn peer_identity(stream: &TlsStream<TcpStream>) -> Option<SpiffeId> {
-    let (_, session) = stream.get_ref();
-    tls::peer_identity(session.peer_certificates()?).ok()
 }
 
 /// One CONNECT.

@@ -1,0 +1,239 @@
+//! A TLS 1.3 connection with a peer: rustls shakes hands, the records are sealed and opened in place.
+//!
+//! Used for every tunnel. Above it is an ordinary stream of bytes. Whom to trust is not decided here:
+//! that is in the configurations of `identity`.
+
+mod handshake;
+mod incoming;
+
+use std::io::{self, IoSlice};
+use std::ops::Range;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use rustls::client::ClientConnectionData;
+use rustls::kernel::KernelConnection;
+use rustls::server::ServerConnectionData;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+
+pub(crate) use handshake::{accept, connect};
+use incoming::Incoming;
+
+use crate::net::buffers::{Buffer, SLOT_BYTES, SLOTS};
+use crate::net::records::{Content, HEAD_BYTES, MAX_PLAINTEXT_BYTES, Opener, RecordError, Sealer, TAIL_BYTES};
+
+/// An established connection. Dropping it closes the socket without `close_notify`, which the peer
+/// takes for a connection that was cut.
+pub(crate) struct TlsStream {
+    tcp: TcpStream,
+    session: Session,
+    opener: Opener,
+    sealer: Sealer,
+    incoming: Incoming,
+    /// Sealed and not yet written.
+    outgoing: Option<(Buffer, Range<usize>)>,
+    /// The peer has asked for new keys of ours (RFC 8446 §4.6.3).
+    keys_wanted: bool,
+    /// The peer has ended its direction in order.
+    peer_ended: bool,
+    close_sent: bool,
+}
+
+/// What rustls keeps of a connection: how its secrets go on, and where tickets belong.
+enum Session {
+    Client(KernelConnection<ClientConnectionData>),
+    Server(KernelConnection<ServerConnectionData>),
+}
+
+impl TlsStream {
+    /// Writes what is sealed. Ready when nothing is left.
+    fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some((buffer, sealed)) = &mut self.outgoing {
+            ready!(self.tcp.poll_write_ready(cx))?;
+            match write_available(&self.tcp, &buffer[sealed.clone()]) {
+                Ok(n) => sealed.start += n,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+            if sealed.start == sealed.end {
+                self.outgoing = None;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes what is sealed as far as the socket takes it now; the rest waits for the next call.
+    fn send(&mut self, cx: &mut Context<'_>, buffer: Buffer, sealed: Range<usize>) -> io::Result<()> {
+        self.outgoing = Some((buffer, sealed));
+        match self.poll_written(cx) {
+            Poll::Ready(result) => result,
+            Poll::Pending => Ok(()),
+        }
+    }
+
+    /// Ready when the next record may be sealed: everything before it is written, the key is fresh.
+    fn poll_sendable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_written(cx))?;
+        if self.keys_wanted || self.sealer.worn() {
+            self.update_keys(cx)?;
+            ready!(self.poll_written(cx))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Tells the peer that new keys follow, and takes them (RFC 8446 §4.6.3).
+    fn update_keys(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let (buffer, sealed) = self.seal_one(Content::Handshake, &KEY_UPDATE)?;
+        let (sequence, secrets) = match &mut self.session {
+            Session::Client(session) => session.update_tx_secret(),
+            Session::Server(session) => session.update_tx_secret(),
+        }
+        .map_err(invalid)?;
+        self.sealer = Sealer::new(sequence, &secrets).map_err(invalid)?;
+        self.keys_wanted = false;
+        self.send(cx, buffer, sealed)
+    }
+
+    fn seal_one(&mut self, content: Content, plaintext: &[u8]) -> io::Result<(Buffer, Range<usize>)> {
+        let mut buffer = Buffer::new();
+        let end = HEAD_BYTES + plaintext.len() + TAIL_BYTES;
+        buffer[HEAD_BYTES..HEAD_BYTES + plaintext.len()].copy_from_slice(plaintext);
+        self.sealer.seal(content, &mut buffer[..end]).map_err(invalid)?;
+        Ok((buffer, 0..end))
+    }
+
+    /// Seals the first `plaintext` bytes that lie in the slots of `buffer`, each slot full but the
+    /// last. The records lie one behind the other.
+    fn seal_slots(&mut self, buffer: &mut Buffer, plaintext: usize) -> Result<Range<usize>, RecordError> {
+        let mut left = plaintext;
+        let mut end = 0;
+        for slot in buffer.chunks_exact_mut(SLOT_BYTES) {
+            let bytes = left.min(MAX_PLAINTEXT_BYTES);
+            if bytes == 0 {
+                break;
+            }
+            let record = HEAD_BYTES + bytes + TAIL_BYTES;
+            self.sealer.seal(Content::Data, &mut slot[..record])?;
+            left -= bytes;
+            end += record;
+        }
+        Ok(0..end)
+    }
+}
+
+impl AsyncRead for TlsStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = into.filled().len();
+        loop {
+            match this.poll_opened(cx)? {
+                Poll::Ready(true) => {}
+                // The end of the peer's direction is a read of nothing.
+                Poll::Ready(false) => return Poll::Ready(Ok(())),
+                Poll::Pending if into.filled().len() > before => return Poll::Ready(Ok(())),
+                Poll::Pending => return Poll::Pending,
+            }
+            while let Some(plain) = this.incoming.next() {
+                let n = plain.len().min(into.remaining());
+                into.put_slice(&plain[..n]);
+                this.incoming.take(n);
+                if into.remaining() == 0 {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            // What has arrived is worth another round; asking the socket is not.
+            if !this.incoming.has_record() {
+                this.incoming.rest();
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+impl AsyncWrite for TlsStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(this.poll_sendable(cx))?;
+        let mut buffer = Buffer::new();
+        let taken = gather(parts, &mut buffer);
+        if taken == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        let sealed = this.seal_slots(&mut buffer, taken).map_err(invalid)?;
+        this.send(cx, buffer, sealed)?;
+        Poll::Ready(Ok(taken))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().poll_written(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_written(cx))?;
+        if !this.close_sent {
+            let (buffer, sealed) = this.seal_one(Content::Alert, &CLOSE_NOTIFY)?;
+            this.close_sent = true;
+            this.send(cx, buffer, sealed)?;
+            ready!(this.poll_written(cx))?;
+        }
+        Pin::new(&mut this.tcp).poll_shutdown(cx)
+    }
+}
+
+/// Copies `parts` into the plaintext places of the slots; how much went in.
+fn gather(parts: &[IoSlice<'_>], buffer: &mut Buffer) -> usize {
+    let mut taken = 0;
+    for mut part in parts.iter().map(|part| &**part) {
+        while !part.is_empty() && taken < SLOTS * MAX_PLAINTEXT_BYTES {
+            let (slot, filled) = (taken / MAX_PLAINTEXT_BYTES, taken % MAX_PLAINTEXT_BYTES);
+            let n = part.len().min(MAX_PLAINTEXT_BYTES - filled);
+            let at = slot * SLOT_BYTES + HEAD_BYTES + filled;
+            buffer[at..at + n].copy_from_slice(&part[..n]);
+            part = &part[n..];
+            taken += n;
+        }
+    }
+    taken
+}
+
+/// Writes once. A short write means that the socket is full, and spares the call that would say so.
+fn write_available(tcp: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    let mut written = None;
+    let result = tcp.try_io(Interest::WRITABLE, || {
+        let n = rustix::io::write(tcp, bytes)?;
+        written = Some(n);
+        if n < bytes.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(n) }
+    });
+    match (result, written) {
+        (Err(error), None) => Err(error),
+        (_, Some(0)) => Err(io::ErrorKind::WriteZero.into()),
+        (_, Some(n)) => Ok(n),
+        (Ok(n), None) => Ok(n),
+    }
+}
+
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+/// A KeyUpdate that asks for none in return (RFC 8446 §4.6.3).
+const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
+/// Level "warning", description `close_notify` (RFC 8446 §6.1).
+const CLOSE_NOTIFY: [u8; 2] = [1, 0];
+
+#[cfg(test)]
+mod tests;

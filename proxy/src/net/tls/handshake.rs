@@ -1,0 +1,184 @@
+//! The handshake: rustls says what to send and what it read; the socket and the room are ours.
+
+use std::io;
+use std::sync::Arc;
+
+use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError, UnbufferedConnectionCommon, UnbufferedStatus,
+};
+use rustls::{ClientConfig, ExtractedSecrets, ServerConfig};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use super::incoming::Incoming;
+use super::{Session, TlsStream, invalid};
+use crate::net::records::{Opener, Sealer};
+
+/// What the peer has shown during the handshake.
+pub(crate) struct Proof {
+    /// The verified chain, the peer's own certificate first.
+    pub(crate) certificates: Vec<CertificateDer<'static>>,
+}
+
+/// Shakes hands as the one who dialled. Dropping the future closes the socket.
+pub(crate) async fn connect(
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    mut tcp: TcpStream,
+) -> io::Result<(TlsStream, Proof)> {
+    let mut connection = UnbufferedClientConnection::new(config, name).map_err(invalid)?;
+    let process = UnbufferedConnectionCommon::<ClientConnectionData>::process_tls_records;
+    let incoming = shake_hands(&mut connection, process, &mut tcp).await?;
+    let proof = Proof::of(&connection);
+    let (secrets, session) = connection.dangerous_into_kernel_connection().map_err(invalid)?;
+    Ok((TlsStream::new(tcp, Session::Client(session), &secrets, incoming)?, proof))
+}
+
+/// Shakes hands as the one who was dialled. Dropping the future closes the socket.
+pub(crate) async fn accept(config: Arc<ServerConfig>, mut tcp: TcpStream) -> io::Result<(TlsStream, Proof)> {
+    let mut connection = UnbufferedServerConnection::new(config).map_err(invalid)?;
+    let process = UnbufferedConnectionCommon::<ServerConnectionData>::process_tls_records;
+    let incoming = shake_hands(&mut connection, process, &mut tcp).await?;
+    let proof = Proof::of(&connection);
+    let (secrets, session) = connection.dangerous_into_kernel_connection().map_err(invalid)?;
+    Ok((TlsStream::new(tcp, Session::Server(session), &secrets, incoming)?, proof))
+}
+
+impl Proof {
+    fn of<Data>(connection: &UnbufferedConnectionCommon<Data>) -> Self {
+        let certificates = connection.peer_certificates().unwrap_or_default();
+        let certificates = certificates.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        Self { certificates }
+    }
+}
+
+impl TlsStream {
+    fn new(tcp: TcpStream, session: Session, secrets: &ExtractedSecrets, incoming: Incoming) -> io::Result<Self> {
+        let opener = Opener::new(secrets.rx.0, &secrets.rx.1).map_err(invalid)?;
+        let sealer = Sealer::new(secrets.tx.0, &secrets.tx.1).map_err(invalid)?;
+        let (outgoing, keys_wanted, peer_ended, close_sent) = (None, false, false, false);
+        Ok(Self { tcp, session, opener, sealer, incoming, outgoing, keys_wanted, peer_ended, close_sent })
+    }
+}
+
+/// One look of rustls at what has arrived; the same for both sides but for its type.
+type Process<Data> =
+    for<'c, 'i> fn(&'c mut UnbufferedConnectionCommon<Data>, &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Data>;
+
+/// What rustls wants next.
+enum Next {
+    Look,
+    Read,
+    Write,
+    Established,
+}
+
+/// Returns what arrived behind the handshake.
+async fn shake_hands<Data>(
+    connection: &mut UnbufferedConnectionCommon<Data>,
+    process: Process<Data>,
+    tcp: &mut TcpStream,
+) -> io::Result<Incoming> {
+    let mut incoming = Incoming::default();
+    let mut outgoing = Vec::new();
+    // A peer may send data right behind its handshake, before it has seen the end of ours.
+    let mut early = Vec::new();
+    loop {
+        let handshaking = connection.is_handshaking();
+        let UnbufferedStatus { mut discard, state, .. } = process(connection, incoming.raw_mut());
+        let next = match state {
+            Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, &mut outgoing).map(|()| Next::Look),
+            Ok(ConnectionState::TransmitTlsData(data)) => {
+                data.done();
+                Ok(Next::Write)
+            }
+            Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                let mut taken = Ok(Next::Look);
+                while let Some(record) = traffic.next_record() {
+                    match record {
+                        Ok(record) => {
+                            discard += record.discard;
+                            early.extend_from_slice(record.payload);
+                        }
+                        Err(error) => taken = Err(invalid(error)),
+                    }
+                }
+                taken
+            }
+            Ok(ConnectionState::WriteTraffic(_)) if !handshaking => Ok(Next::Established),
+            Ok(ConnectionState::WriteTraffic(_) | ConnectionState::BlockedHandshake) => Ok(Next::Read),
+            Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) => Err(invalid(error)),
+        };
+        incoming.discard(discard);
+        match next {
+            Ok(Next::Look) => {}
+            Ok(Next::Write) => write(tcp, &mut outgoing).await?,
+            Ok(Next::Read) => {
+                write(tcp, &mut outgoing).await?;
+                receive(tcp, &mut incoming).await?;
+            }
+            Ok(Next::Established) => {
+                write(tcp, &mut outgoing).await?;
+                incoming.hold(&early)?;
+                return Ok(incoming);
+            }
+            Err(error) => {
+                tell(connection, process, &mut incoming, tcp).await;
+                return Err(error);
+            }
+        }
+    }
+}
+
+async fn write(tcp: &mut TcpStream, outgoing: &mut Vec<u8>) -> io::Result<()> {
+    tcp.write_all(outgoing).await?;
+    outgoing.clear();
+    Ok(())
+}
+
+async fn receive(tcp: &TcpStream, incoming: &mut Incoming) -> io::Result<()> {
+    loop {
+        tcp.readable().await?;
+        match incoming.read(tcp) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Tells the peer why the handshake failed, as far as rustls has an alert for it.
+async fn tell<Data>(
+    connection: &mut UnbufferedConnectionCommon<Data>,
+    process: Process<Data>,
+    incoming: &mut Incoming,
+    tcp: &mut TcpStream,
+) {
+    let mut alert = Vec::new();
+    // It is the only thing left to send, and rustls may not be asked for more after it.
+    if let Ok(ConnectionState::EncodeTlsData(mut data)) = process(connection, incoming.raw_mut()).state
+        && encode(&mut data, &mut alert).is_err()
+    {
+        alert.clear();
+    }
+    // The peer may be gone, and then nobody needs to know.
+    let _ = tcp.write_all(&alert).await;
+}
+
+fn encode<Data>(data: &mut EncodeTlsData<'_, Data>, outgoing: &mut Vec<u8>) -> io::Result<()> {
+    let start = outgoing.len();
+    let needed = match data.encode(&mut []) {
+        Ok(n) => return if n == 0 { Ok(()) } else { Err(invalid("rustls wrote into no room")) },
+        Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => required_size,
+        Err(error) => return Err(invalid(error)),
+    };
+    outgoing.resize(start + needed, 0);
+    let n = data.encode(&mut outgoing[start..]).map_err(invalid)?;
+    outgoing.truncate(start + n);
+    Ok(())
+}
