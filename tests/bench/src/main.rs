@@ -4,11 +4,14 @@
 //! round, so that a busy machine is busy for all of them. It prints a table, writes `target/bench/latest.json`
 //! and `.svg`, and compares with the last run of `tests/bench/recorded.json`.
 
+mod chart;
+mod documents;
 mod path;
 mod record;
 mod report;
 mod work;
 
+use std::collections::BTreeMap;
 use std::path::{Path as FilePath, PathBuf};
 use std::time::Duration;
 
@@ -24,7 +27,7 @@ use crate::work::{FIGURES, HELD, WORK};
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Folder of the `tombolo` to measure; several, as NAME=FOLDER, are measured side by side.
-    #[arg(long, required = true)]
+    #[arg(long, required_unless_present = "documents")]
     programs: Vec<String>,
     /// Only this work: tput1 tput8 pull1 pull8 rr1 rr16 rate1k crr4 idle hold.
     #[arg(long, value_delimiter = ',')]
@@ -35,15 +38,18 @@ struct Arguments {
     /// How often all of it is done; figures are medians.
     #[arg(long, default_value_t = 3)]
     rounds: u64,
-    /// Lines of agent.toml for every agent, such as `log.filter = "warn"` (dotted keys).
+    /// A setting of every agent, such as `log.filter="warn"` or `tunnel.prefer="hbone"`.
     #[arg(long)]
     set: Vec<String>,
     /// The most connections held open for the memory figures.
     #[arg(long, default_value_t = 10_000)]
     hold: u64,
-    /// Appends the run to tests/bench/recorded.json.
+    /// Appends the run to tests/bench/recorded.json and shows it in docs/performance.md.
     #[arg(long)]
     record: bool,
+    /// Runs nothing: writes docs/performance.md and its chart from the last recorded run.
+    #[arg(long)]
+    documents: bool,
 }
 
 /// How long agents have to give memory back after their connections closed.
@@ -59,16 +65,21 @@ fn main() -> Result<()> {
     let peers = serde_json::from_str(include_str!("../peers.json")).context("peers.json")?;
     let recorded_file = workspace.join("tests/bench/recorded.json");
     let mut recorded = record::load(&recorded_file)?;
+    if arguments.documents {
+        return documents::write(&workspace, &recorded, &peers);
+    }
 
     let run = measure(&arguments)?;
     print!("{}", report::text(&run, recorded.last(), &peers));
     let output = workspace.join("target/bench");
     std::fs::create_dir_all(&output)?;
     std::fs::write(output.join("latest.json"), serde_json::to_string_pretty(&run)?)?;
-    println!("written: {}", output.join("latest.json").display());
+    std::fs::write(output.join("latest.svg"), chart::draw(&run, &peers))?;
+    println!("written: {0}/latest.json, {0}/latest.svg", output.display());
     if arguments.record {
         recorded.push(run);
         record::save(&recorded_file, &recorded)?;
+        documents::write(&workspace, &recorded, &peers)?;
         println!("recorded: {}", recorded_file.display());
     }
     Ok(())
@@ -83,7 +94,7 @@ fn measure(arguments: &Arguments) -> Result<Run> {
         date: now(),
         commit: record::commit(),
         machine: record::machine(),
-        command: std::env::args().skip(1).fold("bench".to_owned(), |line, word| line + " " + &word),
+        command: command(arguments),
         seconds: arguments.seconds,
         rounds: arguments.rounds,
         workers: record::cores(),
@@ -118,18 +129,20 @@ fn measure(arguments: &Arguments) -> Result<Run> {
 
 /// Memory with connections held open, and a moment after they closed.
 fn hold(run: &mut Run, path: &Path, most: u64) -> Result<()> {
-    let Some(before) = path.memory()? else { return Ok(()) };
+    let mut seen = Vec::new();
     for connections in HELD.iter().filter(|connections| **connections <= most) {
         eprintln!("{}: {connections} open connections", path.name);
         let mut holding = path.hold(*connections)?;
-        let with = remember(run, path, &format!("hold{connections}"))?.context("the path has agents")?;
-        for (side, with, before) in [("client", with[0], before[0]), ("server", with[1], before[1])] {
-            let key = format!("hold{connections}/added_mib_{side}");
-            if *connections == 1000 {
-                run.add(&key, &path.name, with.rss_mib - before.rss_mib);
-            }
-        }
+        let Some(memory) = remember(run, path, &format!("hold{connections}"))? else { return Ok(()) };
+        seen.push((*connections as f64, memory));
         holding.stop()?;
+    }
+    // A slope, since what earlier work left behind is there at every count.
+    if let [(few, with_few), .., (many, with_many)] = seen[..] {
+        for (side, number) in [("client", 0), ("server", 1)] {
+            let added = with_many[number].rss_mib - with_few[number].rss_mib;
+            run.add(&format!("hold/mib_per_1000_{side}"), &path.name, added / (many - few) * 1000.0);
+        }
     }
     std::thread::sleep(RELEASE_TIME);
     remember(run, path, "released")?;
@@ -148,7 +161,7 @@ fn remember(run: &mut Run, path: &Path, when: &str) -> Result<Option<[path::Memo
 }
 
 fn start_paths(estate: &mut Estate, arguments: &Arguments) -> Result<Vec<Path>> {
-    let config = arguments.set.join("\n");
+    let config = settings(&arguments.set)?;
     let mut paths = vec![Path::start(estate, 0, "direct", None)?];
     for (number, programs) in (1..).zip(&arguments.programs) {
         let (name, folder) = programs.split_once('=').unwrap_or(("tombolo", programs));
@@ -159,6 +172,27 @@ fn start_paths(estate: &mut Estate, arguments: &Arguments) -> Result<Vec<Path>> 
         paths.push(Path::start(estate, number, name, Some((&folder.canonicalize()?, &config)))?);
     }
     Ok(paths)
+}
+
+/// `SECTION.KEY=VALUE`s as the sections of an agent.toml.
+fn settings(set: &[String]) -> Result<String> {
+    let mut sections: BTreeMap<&str, String> = BTreeMap::new();
+    for setting in set {
+        let (section, rest) = setting.split_once('.').with_context(|| format!("--set {setting}: SECTION.KEY=VALUE"))?;
+        sections.entry(section).or_default().push_str(&format!("{rest}\n"));
+    }
+    Ok(sections.into_iter().map(|(section, lines)| format!("[{section}]\n{lines}")).collect())
+}
+
+/// The command that repeats the run, wherever its programs are.
+fn command(arguments: &Arguments) -> String {
+    let mut line = "bench".to_owned();
+    for word in std::env::args().skip(1).filter(|word| word != "--record") {
+        let folder = arguments.programs.contains(&word);
+        let name = word.split_once('=').map(|(name, _)| format!("{name}=")).unwrap_or_default();
+        line += &if folder { format!(" {name}FOLDER") } else { format!(" {word}") };
+    }
+    line
 }
 
 fn now() -> String {

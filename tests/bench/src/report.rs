@@ -20,7 +20,7 @@ pub struct Peers {
 const SMALLEST_CHANGE: f64 = 0.03;
 
 /// The peers that goals are measured against.
-const PEERS: &[&str] = &["ztunnel", "linkerd2-proxy"];
+pub const PEERS: &[&str] = &["ztunnel", "linkerd2-proxy"];
 
 impl Peers {
     pub fn get(&self, peer: &str, figure: &str) -> Option<f64> {
@@ -113,7 +113,7 @@ fn change(figure: &Figure, own: Spread, before: Spread) -> String {
 }
 
 /// Three digits are enough.
-fn shown(value: Option<f64>) -> String {
+pub fn shown(value: Option<f64>) -> String {
     match value {
         None => String::new(),
         Some(value) if value.abs() >= 100.0 => thousands(value.round() as i64),

@@ -91,10 +91,10 @@ pub const FIGURES: &[Figure] = &[
     row("hold100/rss_mib_server", "… of the server's", "MiB", NoGoal),
     row("hold1000/rss_mib_client", "1,000 open connections, RSS of the client's agent", "MiB", NoGoal),
     row("hold1000/rss_mib_server", "… of the server's", "MiB", NoGoal),
-    row("hold1000/added_mib_client", "… added by them, client's", "MiB", AtMost(4.0)),
-    row("hold1000/added_mib_server", "… added by them, server's", "MiB", AtMost(4.0)),
     row("hold10000/rss_mib_client", "10,000 open connections, RSS of the client's agent", "MiB", NoGoal),
     row("hold10000/rss_mib_server", "… of the server's", "MiB", NoGoal),
+    row("hold/mib_per_1000_client", "each 1,000 of them, client's (from first to last count)", "MiB", AtMost(4.0)),
+    row("hold/mib_per_1000_server", "… server's", "MiB", AtMost(4.0)),
     row("released/rss_mib_client", "a moment after they closed, client's", "MiB", NoGoal),
     row("released/rss_mib_server", "… server's", "MiB", NoGoal),
 ];
