@@ -5,7 +5,7 @@
 //! Debian 13, an assertion on Debian 11. `files` and `dns` are inside libc.a since glibc 2.34.
 //! Called by each program's `main` before anything else. What only another module knows (mDNS,
 //! LDAP) stays unknown to us.
-#![expect(unsafe_code)]
+#![expect(unsafe_code, reason = "libc has no safe way to pin its name services")]
 
 use std::ffi::{CStr, c_char, c_int};
 

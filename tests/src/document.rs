@@ -96,7 +96,7 @@ fn joined<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
 }
 
 /// The folder of the sources.
-pub(crate) fn workspace() -> PathBuf {
+pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 

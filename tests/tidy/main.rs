@@ -143,6 +143,43 @@ fn links_in_the_documents_lead_somewhere() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+#[test]
+fn files_that_documents_name_exist() {
+    let rooms: Vec<PathBuf> = std::fs::read_dir(workspace()).expect("readable").flatten().map(|e| e.path()).collect();
+    let sources: Vec<PathBuf> = files(&workspace(), "rs");
+    let mut wrong = Vec::new();
+    for document in files(&workspace(), "md") {
+        let text = std::fs::read_to_string(&document).expect("a file that was just listed");
+        // Every second piece between the fences is a block; every second one between backticks is code.
+        let prose = text.split("```").step_by(2);
+        for name in prose.flat_map(|prose| prose.split('`').skip(1).step_by(2)) {
+            let whole = workspace().join(name);
+            let in_room = rooms.iter().any(|room| whole.starts_with(room) && name.contains('/'));
+            // `inbound.rs` and `hbone/pool.rs` are the short names of files of a room that was just named.
+            let short = |path: &PathBuf| rooms.iter().any(|room| *path == room.join("src").join(name));
+            let exists = match name.ends_with(".rs") {
+                true => whole.exists() || sources.iter().any(short),
+                false => !in_room || whole.exists() || name.contains(['*', '…', ' ']),
+            };
+            if !exists {
+                wrong.push(format!("{}: there is no `{name}`", document.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn blocks_of_commands_say_where_they_run() {
+    let documents = tests::document::documents().expect("the workspace is readable");
+    let wrong: Vec<String> = documents
+        .iter()
+        .filter_map(|path| tests::document::blocks(path).err())
+        .map(|error| format!("{error:#}"))
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 fn says_pure(text: &str) -> bool {
     let header = text.lines().take_while(|line| line.starts_with("//!"));
     header.into_iter().any(|line| line.contains("Pure:") || line.ends_with("Pure."))

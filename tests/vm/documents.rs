@@ -14,7 +14,7 @@ use tests::netns::finish;
 use tests::{Estate, Machine, wait_until};
 
 /// Which documents have commands, and the test below that runs them.
-const WALKED: &[&str] = &["INSTALL.md", "README.md"];
+const WALKED: &[&str] = &["INSTALL.md", "README.md", "docs/performance.md"];
 
 #[test]
 fn no_document_has_a_command_that_nothing_runs() -> Result<()> {
@@ -54,6 +54,11 @@ fn the_readme_shows_what_happens() -> Result<()> {
     let status = reader.machine("orders")?.status()?;
     ensure!(status["ready"] == true, "{status}");
     Ok(())
+}
+
+#[test]
+fn what_developers_are_told_is_there() -> Result<()> {
+    document::blocks(Path::new("docs/performance.md"))?.iter().try_for_each(developer)
 }
 
 /// Somebody who does what a document says.
@@ -199,6 +204,21 @@ fn developer(block: &Block) -> Result<()> {
                     .filter(|line| !output.stdout.lines().any(|said| said == line.as_str()))
                     .collect();
                 ensure!(missing.is_empty(), "the demonstration does not print {missing:#?}, but:\n{}", output.stdout);
+            }
+            // Minutes of measuring, and a record that is kept: what it would do must expand, its flags exist.
+            bench if bench.starts_with("make bench") => {
+                let mut make = std::process::Command::new("make");
+                make.arg("-n").args(bench.split_whitespace().skip(1)).current_dir(document::workspace());
+                let output = finish(make, Duration::from_secs(60))?;
+                ensure!(output.ok() && output.stdout.contains("/bench "), "`{bench}` is no target: {output:?}");
+            }
+            bench if bench.starts_with("target/x86_64-unknown-linux-gnu/debug/bench ") => {
+                let mut help = std::process::Command::new(program("bench")?);
+                help.arg("--help");
+                let help = finish(help, Duration::from_secs(60))?.stdout;
+                for flag in bench.split_whitespace().filter(|word| word.starts_with("--")) {
+                    ensure!(help.contains(&format!("{flag} ")), "`{bench}`: {flag} is not in {help}");
+                }
             }
             other => bail!("`{other}`: nobody wrote down how a test does this"),
         }
