@@ -129,6 +129,7 @@ pub struct Outbound {
     pub listen: Vec<SocketAddr>,
     pub connect_timeout: Duration,
     pub max_endpoints_tried: usize,
+    pub tunnel: proxy::config::Tunnel,
     pub idle_timeout: Option<Duration>,
 }
 

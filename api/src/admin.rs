@@ -216,6 +216,8 @@ pub enum CheckOutcome {
 pub struct ConnectionView {
     pub id: u64,
     pub direction: String,
+    /// How the bytes cross the network: `tcp`, `hbone` or `tombolo/1`.
+    pub protocol: String,
     pub src: String,
     pub src_identity: String,
     pub dst: String,

@@ -94,6 +94,16 @@ pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<SpiffeId, ReadError
     Facts::read(leaf)?.identity()
 }
 
+/// Until when what a peer presented is valid: the earliest end in its chain.
+pub fn peer_not_after(chain: &[CertificateDer<'_>]) -> Result<SystemTime, ReadError> {
+    let leaf = chain.first().ok_or_else(|| ReadError::Malformed { problem: "no certificate".to_owned() })?;
+    let mut not_after = Facts::read(leaf)?.not_after;
+    for issuer in &chain[1..] {
+        not_after = not_after.min(Facts::read(issuer)?.not_after);
+    }
+    Ok(not_after)
+}
+
 /// SHA-256 of a certificate's DER: what a pin names.
 pub fn fingerprint(der: &CertificateDer<'_>) -> [u8; 32] {
     Sha256::digest(der.as_ref()).into()

@@ -1,7 +1,8 @@
 //! The TLS configurations of the mesh: 1.3 only, AES-GCM, SPIFFE identities on both sides.
 //!
 //! Made once, used for every connection: they read [`Credentials`] at each handshake. No session is
-//! ever resumed, because a resumed session would skip the certificate checks.
+//! resumed, because a resumed session skips the certificate checks; the one exception, with what makes
+//! up for it, is `tls/flow.rs`.
 
 use std::sync::{Arc, LazyLock};
 
@@ -14,7 +15,9 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 
-pub use crate::certificate::peer_identity;
+mod flow;
+
+pub use crate::certificate::{peer_identity, peer_not_after};
 pub use crate::verifier::{Pins, explain, refusal};
 
 use crate::bundle::Bundles;
@@ -23,8 +26,12 @@ use crate::credentials::Credentials;
 use crate::svid::Svid;
 use crate::verifier::{Clients, Server};
 
+pub use flow::{FlowServers, flow_client_config};
+
 /// ALPN of HBONE, of gRPC and of REST over HTTP/2.
 pub const HBONE_ALPN: &[u8] = b"h2";
+/// ALPN of the tunnel that carries one flow on each connection (docs/tombolo-1.md).
+pub const FLOW_ALPN: &[u8] = b"tombolo/1";
 
 /// A TLS configuration could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -57,9 +64,7 @@ pub fn server_config(
     default: &SpiffeId,
     alpn: &[&[u8]],
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let resolver = OwnCertificates { credentials: credentials.clone(), default: default.clone() };
-    let clients = Clients { credentials: credentials.clone(), mandatory: true };
-    server(Arc::new(resolver), Some(clients), alpn)
+    Ok(Arc::new(tunnel_server(credentials, default, alpn)?))
 }
 
 /// The control plane's gRPC: certificates of clients are checked when they present one; `Join` is
@@ -69,7 +74,7 @@ pub fn control_plane_server_config(
     credentials: &Credentials,
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let clients = Clients { credentials: credentials.clone(), mandatory: false };
-    server(certificate, Some(clients), &[HBONE_ALPN])
+    Ok(Arc::new(server(certificate, Some(clients), &[HBONE_ALPN])?))
 }
 
 /// A server that asks for no client certificate: the control plane's REST API.
@@ -77,7 +82,7 @@ pub fn open_server_config(
     certificate: Arc<dyn ResolvesServerCert>,
     alpn: &[&[u8]],
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    server(certificate, None, alpn)
+    Ok(Arc::new(server(certificate, None, alpn)?))
 }
 
 /// A tunnel to a peer that must prove one of `expected`; we prove `own`, if it is published.
@@ -88,12 +93,7 @@ pub fn client_config(
     expected: Vec<SpiffeId>,
     alpn: &[&[u8]],
 ) -> Result<Arc<ClientConfig>, TlsError> {
-    if expected.is_empty() {
-        return Err(TlsError::NobodyExpected);
-    }
-    let resolver = OwnCertificate { credentials: credentials.clone(), own: own.clone() };
-    let verifier = Server::Expected { credentials: credentials.clone(), identities: expected };
-    client(verifier, Some(Arc::new(resolver)), alpn)
+    Ok(Arc::new(tunnel_client(credentials, own, expected, alpn)?))
 }
 
 /// The first connection of a joining host: the control plane is known by its pin only.
@@ -101,7 +101,7 @@ pub fn join_client_config(pins: Pins) -> Result<Arc<ClientConfig>, TlsError> {
     if pins.is_empty() {
         return Err(TlsError::NoPin);
     }
-    client(Server::Pinned(pins), None, &[HBONE_ALPN])
+    Ok(Arc::new(client(Server::Pinned(pins), None, &[HBONE_ALPN])?))
 }
 
 /// A joined host to its control plane, which must prove [`control_plane_id`].
@@ -116,7 +116,7 @@ pub fn control_plane_client_config(
         identity: control_plane_id(trust_domain),
     };
     let resolver = own.map(|own| Arc::new(FixedCertificate(own)) as Arc<dyn ResolvesClientCert>);
-    client(verifier, resolver, &[HBONE_ALPN])
+    Ok(Arc::new(client(verifier, resolver, &[HBONE_ALPN])?))
 }
 
 /// The name to dial with. When one identity is expected it asks for that workload's certificate;
@@ -129,11 +129,31 @@ pub fn server_name(expected: &[SpiffeId]) -> ServerName<'static> {
     name.unwrap_or_else(|| ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into()))
 }
 
+fn tunnel_server(credentials: &Credentials, default: &SpiffeId, alpn: &[&[u8]]) -> Result<ServerConfig, TlsError> {
+    let resolver = OwnCertificates { credentials: credentials.clone(), default: default.clone() };
+    let clients = Clients { credentials: credentials.clone(), mandatory: true };
+    server(Arc::new(resolver), Some(clients), alpn)
+}
+
+fn tunnel_client(
+    credentials: &Credentials,
+    own: &SpiffeId,
+    expected: Vec<SpiffeId>,
+    alpn: &[&[u8]],
+) -> Result<ClientConfig, TlsError> {
+    if expected.is_empty() {
+        return Err(TlsError::NobodyExpected);
+    }
+    let resolver = OwnCertificate { credentials: credentials.clone(), own: own.clone() };
+    let verifier = Server::Expected { credentials: credentials.clone(), identities: expected };
+    client(verifier, Some(Arc::new(resolver)), alpn)
+}
+
 fn server(
     certificate: Arc<dyn ResolvesServerCert>,
     clients: Option<Clients>,
     alpn: &[&[u8]],
-) -> Result<Arc<ServerConfig>, TlsError> {
+) -> Result<ServerConfig, TlsError> {
     let builder = ServerConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Provider)?;
@@ -146,14 +166,14 @@ fn server(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.enable_secret_extraction = true; // the data plane seals and opens the records itself
-    Ok(Arc::new(config))
+    Ok(config)
 }
 
 fn client(
     verifier: Server,
     certificate: Option<Arc<dyn ResolvesClientCert>>,
     alpn: &[&[u8]],
-) -> Result<Arc<ClientConfig>, TlsError> {
+) -> Result<ClientConfig, TlsError> {
     let builder = ClientConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Provider)?
@@ -166,7 +186,7 @@ fn client(
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     config.resumption = Resumption::disabled();
     config.enable_secret_extraction = true; // the data plane seals and opens the records itself
-    Ok(Arc::new(config))
+    Ok(config)
 }
 
 /// The certificate of the workload that the client asked for, else the default one's.

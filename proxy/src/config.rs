@@ -23,6 +23,7 @@ pub struct Config {
     pub outbound: OutboundConfig,
     pub inbound: InboundConfig,
     pub hbone: HboneConfig,
+    pub flow: FlowConfig,
     pub sockets: SocketConfig,
 }
 
@@ -41,9 +42,42 @@ pub struct OutboundConfig {
     pub max_endpoints_tried: usize,
     /// The port at which workloads take tunnels. Default 15008 (wire/hbone.md §1.1).
     pub tunnel_port: u16,
+    /// What carries connections to workloads of other Tombolo hosts. Default [`Tunnel::Auto`].
+    pub tunnel: Tunnel,
     /// Close connections over which nothing moved for so long. Default none: database pools live for
     /// months, and keepalive finds peers that are gone.
     pub idle_timeout: Option<Duration>,
+}
+
+/// What carries a connection to a workload of a Tombolo host; every other peer gets HBONE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tunnel {
+    /// Whatever is ready, `tombolo/1` first (docs/tombolo-1.md, "Which tunnel").
+    Auto,
+    /// HTTP/2 only.
+    Hbone,
+    /// `tombolo/1` for every flow, also if a handshake has to be waited for; HBONE for peers that do
+    /// not speak it.
+    Flow,
+}
+
+/// `tombolo/1`, both sides.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FlowConfig {
+    /// Connections to one destination that are warm at most. Default 8.
+    pub max_warm: usize,
+    /// Handshakes with one destination that may come at once. Default 16: a pool of connections as an
+    /// application opens it at its start.
+    pub handshake_burst: f64,
+    /// Handshakes with one destination in the long run. Default 10: 1 % of a core at 1 ms for both
+    /// sides of a handshake together.
+    pub handshakes_per_second: f64,
+    /// A destination without flows for so long keeps no warm connection. Default 5 min (HBONE's).
+    pub unused_timeout: Duration,
+    /// How long the server keeps a connection without a flow. Default 10 min: longer than the client.
+    pub server_unused_timeout: Duration,
+    /// A peer that chose HBONE is not offered `tombolo/1` for so long. Default 5 min.
+    pub hbone_memory: Duration,
 }
 
 /// Connections that reach local workloads.
@@ -134,6 +168,7 @@ impl Default for OutboundConfig {
             connect_timeout: Duration::from_secs(5),
             max_endpoints_tried: 3,
             tunnel_port: api::ports::INBOUND_TUNNEL,
+            tunnel: Tunnel::Auto,
             idle_timeout: None,
         }
     }
@@ -168,6 +203,19 @@ impl Default for HboneConfig {
             pool_unused_timeout: Duration::from_secs(300),
             keepalive_interval: Duration::from_secs(10),
             keepalive_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+impl Default for FlowConfig {
+    fn default() -> Self {
+        Self {
+            max_warm: 8,
+            handshake_burst: 16.0,
+            handshakes_per_second: 10.0,
+            unused_timeout: Duration::from_secs(300),
+            server_unused_timeout: Duration::from_secs(600),
+            hbone_memory: Duration::from_secs(300),
         }
     }
 }

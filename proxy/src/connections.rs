@@ -78,6 +78,7 @@ impl Open {
         ConnectionView {
             id: self.id,
             direction: facts.direction.as_str().to_owned(),
+            protocol: facts.carrier.as_str().to_owned(),
             src: facts.client.to_string(),
             src_identity: text(facts.source.identity.as_ref().map(ToString::to_string)),
             dst: text(facts.upstream.or(facts.dialled).map(|address| address.to_string())),

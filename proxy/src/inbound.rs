@@ -1,11 +1,15 @@
 //! Connections to local workloads: tunnels of peers and, where a workload asks for it, plaintext.
 //!
-//! `connection.rs` is one tunnel and its streams, `plaintext.rs` one plaintext connection,
-//! `authorize.rs` the verdict over both. What they share, and how they dial the application, is here.
+//! `connection.rs` is one connection of a peer; `stream.rs` (HBONE) and `flow.rs` (`tombolo/1`) are what
+//! it carries, and walk the same checks in `admit.rs`. `plaintext.rs` is one plaintext connection,
+//! `authorize.rs` the verdict over all. What they share, and how they dial the application, is here.
 
+pub(crate) mod admit;
 pub(crate) mod authorize;
 pub(crate) mod connection;
+pub(crate) mod flow;
 pub(crate) mod plaintext;
+pub(crate) mod stream;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -16,6 +20,7 @@ use std::time::Duration;
 
 use api::{LocalWorkload, Service, Snapshot, Workload};
 use identity::Credentials;
+use identity::tls::FlowServers;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -46,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) view: View,
     pub(crate) credentials: Credentials,
+    pub(crate) flow_servers: FlowServers,
     pub(crate) observers: Observers,
     pub(crate) own_ports: BTreeSet<u16>,
     /// Interception is on: source addresses can be preserved, plaintext arrives on purpose.
@@ -137,7 +143,8 @@ impl Shared {
         transparent: Arc<AtomicBool>,
     ) -> Self {
         let (handshakes, warned) = (Handshakes::default(), AtomicBool::new(false));
-        Self { config, view, credentials, observers, own_ports, transparent, handshakes, warned }
+        let flow_servers = FlowServers::new(credentials.clone());
+        Self { config, view, credentials, flow_servers, observers, own_ports, transparent, handshakes, warned }
     }
 
     /// Dials the application, with the caller's own address as the source where that is possible.

@@ -1,4 +1,4 @@
-//! The data plane: interception listeners, HBONE, policy, reports.
+//! The data plane: interception listeners, the tunnels HBONE and `tombolo/1`, policy, reports.
 //!
 //! The agent makes one [`Proxy`] and runs it; it publishes snapshots through a [`View`] and
 //! certificates through `identity::Credentials`. Promise: no gRPC, no rules of the kernel, no files,
@@ -9,6 +9,7 @@ pub mod config;
 mod connections;
 pub mod dns;
 pub mod drain;
+pub mod flow;
 pub mod hbone;
 mod inbound;
 mod listener;
@@ -118,6 +119,15 @@ impl Proxy {
             credentials.clone(),
             observers.metrics.clone(),
         );
+        let flows = flow::pool::Pool::new(flow::pool::Parts {
+            tunnel: config.outbound.tunnel,
+            config: config.flow.clone(),
+            sockets: config.sockets.clone(),
+            connect_timeout: config.outbound.connect_timeout,
+            credentials: credentials.clone(),
+            metrics: observers.metrics.clone(),
+            hbone: pool.clone(),
+        });
         let handle = Handle {
             observers: observers.clone(),
             heartbeats: Heartbeats::new(),
@@ -139,6 +149,7 @@ impl Proxy {
             attribution,
             original_destination,
             pool,
+            flows,
             loads: outbound::Loads::default(),
             observers,
             own_ports,

@@ -29,6 +29,7 @@ pub(crate) struct Metrics {
     pub(crate) handshakes: Family<Label, Counter>,
     pub(crate) tunnels: Gauge,
     pub(crate) tunnels_made: Family<Label, Counter>,
+    pub(crate) warm: Gauge,
     pub(crate) closed_by_policy: Counter,
     pub(crate) accept_errors: Family<Label, Counter>,
 }
@@ -77,6 +78,7 @@ impl Metrics {
         registry.register("tombolo_inbound_handshakes", "TLS handshakes of peers, by result", m.handshakes);
         registry.register("tombolo_tunnels_open", "Pooled connections to peers at this moment", m.tunnels);
         registry.register("tombolo_tunnels_made", "Connections to peers that were tried, by result", m.tunnels_made);
+        registry.register("tombolo_tunnels_warm", "Connections to peers that wait for a flow of tombolo/1", m.warm);
         let help = "Open connections that were closed because a new policy forbids them";
         registry.register("tombolo_connections_closed_by_policy", help, m.closed_by_policy);
         let help = "Connections that could not be accepted, by listener (too many open files, mostly)";

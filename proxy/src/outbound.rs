@@ -15,6 +15,7 @@ use identity::Credentials;
 use crate::Attribution;
 use crate::config::Config;
 use crate::drain::{DrainWatch, Tasks};
+use crate::flow;
 use crate::hbone::pool::Pool;
 use crate::listener::{BindError, Heartbeats, Listener};
 use crate::net::socket::{self, Listening, OriginalDestination};
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) attribution: Arc<dyn Attribution>,
     pub(crate) original_destination: Arc<dyn OriginalDestination>,
     pub(crate) pool: Pool,
+    pub(crate) flows: flow::pool::Pool,
     pub(crate) loads: Loads,
     pub(crate) observers: Observers,
     pub(crate) own_ports: BTreeSet<u16>,
@@ -63,9 +65,14 @@ impl Outbound {
             let metrics = self.shared.observers.metrics.clone();
             tasks.spawn(listener.run(drain.clone(), heartbeats.clone(), metrics, take));
         }
-        tasks.finish(&drain).await;
+        tokio::select! {
+            () = tasks.finish(&drain) => {}
+            () = self.shared.flows.keep() => {}
+        }
         // Tunnels go when their last stream has ended, not after the time for unused ones.
+        self.shared.flows.close();
         self.shared.pool.close();
+        self.shared.flows.tasks().finish(&drain).await;
         self.shared.pool.tasks().finish(&drain).await;
     }
 }

@@ -35,6 +35,8 @@ pub(crate) enum Direction {
 pub(crate) enum Carrier {
     Tcp,
     Hbone,
+    /// `tombolo/1`.
+    Flow,
 }
 
 /// What is known of a connection.
@@ -237,7 +239,7 @@ impl Facts {
             source: self.source.clone(),
             destination: self.destination.clone(),
             service: self.service.clone(),
-            mutual_tls: self.carrier == Carrier::Hbone,
+            mutual_tls: matches!(self.carrier, Carrier::Hbone | Carrier::Flow),
             flag: flag.as_str(),
         }
     }
@@ -257,10 +259,11 @@ impl Direction {
 }
 
 impl Carrier {
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
             Self::Hbone => "hbone",
+            Self::Flow => "tombolo/1",
         }
     }
 }

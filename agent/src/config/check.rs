@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use api::{InboundMode, Selector};
+use proxy::config::Tunnel;
 
 use super::layers::{DEFAULT_LAYER, Effective};
 use super::raw::{RawConfig, RawWorkload};
@@ -163,6 +164,11 @@ fn outbound(raw: &RawConfig, on: &mut Checker<'_>) -> Outbound {
         listen: on.listen("outbound.listen", &raw.listen, Reach::Loopback),
         connect_timeout: on.duration("outbound.connect_timeout", &raw.connect_timeout, 100 * MS..=5 * MINUTE),
         max_endpoints_tried: on.count("outbound.max_endpoints_tried", raw.max_endpoints_tried, 1..=100),
+        tunnel: on.one_of(
+            "outbound.tunnel",
+            &raw.tunnel,
+            &[("auto", Tunnel::Auto), ("hbone", Tunnel::Hbone), ("tombolo/1", Tunnel::Flow)],
+        ),
         idle_timeout: on.idle("outbound.idle_timeout", &raw.idle_timeout),
     }
 }

@@ -106,6 +106,9 @@ pub struct RawOutbound {
     pub connect_timeout: String,
     /// How many endpoints of a service are tried before the caller is refused. 1 to 100.
     pub max_endpoints_tried: usize,
+    /// What carries connections to other Tombolo hosts: `auto` (whatever is ready, `tombolo/1` first),
+    /// `hbone` (HTTP/2 only), `tombolo/1` (a connection for each flow). All other peers get HBONE.
+    pub tunnel: String,
     /// A connection without a byte either way for this long is closed; `0s` never. Up to 30 days.
     pub idle_timeout: String,
 }
@@ -245,6 +248,7 @@ impl Default for RawOutbound {
             listen: loopback(api::ports::OUTBOUND),
             connect_timeout: "5s".into(),
             max_endpoints_tried: 3,
+            tunnel: "auto".into(),
             idle_timeout: "0s".into(),
         }
     }

@@ -74,6 +74,7 @@ fn text_layers_give_numbers_booleans_and_lists() {
                 ("TOMBOLO__INTERCEPTION__EXCLUDE__PORTS", "22, 5432"),
                 ("TOMBOLO__INTERCEPTION__EXCLUDE__CIDRS", "10.9.0.0/16,192.0.2.7"),
                 ("TOMBOLO__OUTBOUND__MAX_ENDPOINTS_TRIED", "7"),
+                ("TOMBOLO__OUTBOUND__TUNNEL", "tombolo/1"),
                 ("TOMBOLO_URL", "of another program"),
             ],
             &[("inbound.idle_timeout", "1h")],
@@ -83,6 +84,7 @@ fn text_layers_give_numbers_booleans_and_lists() {
     assert_eq!(config.interception.exclude.ports, [22, 5432]);
     assert_eq!(config.interception.exclude.cidrs.len(), 2);
     assert_eq!(config.outbound.max_endpoints_tried, 7);
+    assert_eq!(config.outbound.tunnel, proxy::config::Tunnel::Flow);
     assert_eq!(config.outbound.idle_timeout, None);
     assert_eq!(config.inbound.idle_timeout, Some(Duration::from_secs(3600)));
 }
@@ -96,7 +98,11 @@ fn every_mistake_is_told_at_once_with_its_layer() {
     ]);
     let error = etc
         .load(
-            &[("TOMBOLO__INTERCEPTION__CAPTURE", "everything"), ("TOMBOLO__HEALTH__EXEC", "perhaps")],
+            &[
+                ("TOMBOLO__INTERCEPTION__CAPTURE", "everything"),
+                ("TOMBOLO__OUTBOUND__TUNNEL", "quic"),
+                ("TOMBOLO__HEALTH__EXEC", "perhaps"),
+            ],
             &[("control_plane.url", "http://cp"), ("interception.exclude", "x"), ("dns.timeout", "soon")],
         )
         .expect_err("mistakes everywhere");
@@ -109,6 +115,7 @@ fn every_mistake_is_told_at_once_with_its_layer() {
         ("worse.toml", "outbound.listen: 0.0.0.0:15001 is not a loopback address"),
         ("worse.toml", "log.filter: invalid type"),
         ("environment", "interception.capture: \"everything\" is not one of mesh, all"),
+        ("environment", "outbound.tunnel: \"quic\" is not one of auto, hbone, tombolo/1"),
         ("environment", "health.exec: invalid type"),
         ("flags", "control_plane.url: \"http://cp\": the control plane is reached by https only"),
         ("flags", "interception.exclude: this is a section, not a value"),

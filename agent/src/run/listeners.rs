@@ -34,6 +34,7 @@ pub(super) fn proxy_config(config: &Config) -> proxy::Config {
     made.outbound.listen.clone_from(&config.outbound.listen);
     made.outbound.connect_timeout = config.outbound.connect_timeout;
     made.outbound.max_endpoints_tried = config.outbound.max_endpoints_tried;
+    made.outbound.tunnel = config.outbound.tunnel;
     made.outbound.idle_timeout = config.outbound.idle_timeout;
     made.inbound.listen.clone_from(&config.inbound.listen);
     made.inbound.plaintext_listen.clone_from(&config.inbound.plaintext_listen);

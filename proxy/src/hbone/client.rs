@@ -5,16 +5,18 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use api::SpiffeId;
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
-use identity::{Credentials, tls};
+use identity::{Bundles, Credentials, Svid, tls};
 
 use crate::config::{HboneConfig, SocketConfig};
+use crate::flow::Answer;
 use crate::hbone::{BAGGAGE, FORWARDED, TRACEPARENT};
 use crate::net::tls::TlsStream;
 use crate::net::{self, socket};
@@ -28,6 +30,13 @@ pub(crate) struct Key {
     /// What the peer must prove one of; the workload's own identity first.
     pub(crate) expected: Vec<SpiffeId>,
     pub(crate) to: SocketAddr,
+}
+
+/// With what a connection was made: when either has changed, new flows want a new connection.
+#[derive(Clone)]
+pub(crate) struct Proof {
+    svid: Option<Arc<Svid>>,
+    bundles: Arc<Bundles>,
 }
 
 /// What a CONNECT says.
@@ -80,6 +89,8 @@ pub(crate) enum TunnelError {
     },
     #[error("{to} refused: HTTP status {status}{}", meaning(*.status))]
     Refused { to: SocketAddr, status: StatusCode },
+    #[error("{to} refused{}", flow_meaning(*.answer))]
+    Declined { to: SocketAddr, answer: Answer },
     #[error("the agent is shutting down")]
     Draining,
 }
@@ -89,6 +100,7 @@ impl TunnelError {
     pub(crate) fn elsewhere(&self) -> bool {
         match self {
             Self::Refused { status, .. } => *status != StatusCode::UNAUTHORIZED,
+            Self::Declined { answer, .. } => *answer != Answer::Denied,
             Self::TimedOut { .. } | Self::Tcp { .. } | Self::Tls { .. } | Self::Http2 { .. } => true,
             Self::OwnCertificateExpired { .. } | Self::Configuration { .. } | Self::Header { .. } | Self::Draining => {
                 false
@@ -101,7 +113,8 @@ impl Flagged for TunnelError {
     fn flag(&self) -> Flag {
         match self {
             Self::Refused { status, .. } if *status == StatusCode::UNAUTHORIZED => Flag::Denied,
-            Self::TimedOut { .. } | Self::Tcp { .. } | Self::Refused { .. } => Flag::Connect,
+            Self::Declined { answer: Answer::Denied, .. } => Flag::Denied,
+            Self::TimedOut { .. } | Self::Tcp { .. } | Self::Refused { .. } | Self::Declined { .. } => Flag::Connect,
             Self::Tls { .. } => Flag::Tls,
             Self::OwnCertificateExpired { .. } | Self::Configuration { .. } => Flag::IdentityRequired,
             Self::Http2 { .. } | Self::Header { .. } => Flag::Http2,
@@ -110,13 +123,51 @@ impl Flagged for TunnelError {
     }
 }
 
+impl Proof {
+    pub(crate) fn of(credentials: &Credentials, source: &SpiffeId) -> Self {
+        Self { svid: credentials.svid(source), bundles: credentials.bundles() }
+    }
+
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        let same_svid = match (&self.svid, &other.svid) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        same_svid && Arc::ptr_eq(&self.bundles, &other.bundles)
+    }
+}
+
 /// What the peer means by a status (wire/hbone.md §1.5).
 fn meaning(status: StatusCode) -> &'static str {
     match status.as_u16() {
-        400 => " (it says that the address is not its own)",
-        401 => " (its policy denies this identity; its access log names the policy)",
+        400 => NOT_ITS_OWN,
+        401 => DENIED,
         503 => " (it cannot reach the application, or the port is not in the mesh)",
         _ => "",
+    }
+}
+
+/// The same for `tombolo/1`.
+fn flow_meaning(answer: Answer) -> &'static str {
+    match answer {
+        Answer::NotOurs => NOT_ITS_OWN,
+        Answer::Denied => DENIED,
+        Answer::NotListening => " (the port is not in the mesh)",
+        Answer::Unreachable => " (it cannot reach the application)",
+        Answer::Closing => " (it takes no flow on this connection)",
+        Answer::Malformed => " (it cannot read the header)",
+        Answer::Accepted => "",
+    }
+}
+
+/// A certificate of ours that has expired would only be refused at the other end.
+pub(crate) fn still_valid(credentials: &Credentials, source: &SpiffeId) -> Result<(), TunnelError> {
+    match credentials.svid(source) {
+        Some(svid) if svid.not_after() < SystemTime::now() => {
+            Err(TunnelError::OwnCertificateExpired { identity: source.clone() })
+        }
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -134,7 +185,12 @@ pub(crate) async fn establish(
     // A host with several workloads shows the certificate that is asked for by name.
     let name = tls::server_name(key.expected.get(..1).unwrap_or_default());
     let (stream, _) = net::tls::connect(config, name, tcp).await.map_err(|error| broken_tls(to, error))?;
-    builder(hbone).handshake(stream).await.map_err(|error| broken(to, error))
+    start(key, stream, hbone).await
+}
+
+/// Begins HTTP/2 on a connection whose TLS stands.
+pub(crate) async fn start(key: &Key, stream: TlsStream, hbone: &HboneConfig) -> Result<Established, TunnelError> {
+    builder(hbone).handshake(stream).await.map_err(|error| broken(key.to, error))
 }
 
 fn builder(config: &HboneConfig) -> Builder {
@@ -185,9 +241,12 @@ fn broken(to: SocketAddr, error: h2::Error) -> TunnelError {
     broken_tls(to, error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()))
 }
 
-fn broken_tls(to: SocketAddr, source: io::Error) -> TunnelError {
+pub(crate) fn broken_tls(to: SocketAddr, source: io::Error) -> TunnelError {
     match tls::explain(&source) {
         Some(reason) => TunnelError::Tls { to, reason },
         None => TunnelError::Tcp { to, source },
     }
 }
+
+const NOT_ITS_OWN: &str = " (it says that the address is not its own)";
+const DENIED: &str = " (its policy denies this identity; its access log names the policy)";

@@ -9,18 +9,18 @@ use std::future::poll_fn;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
-use identity::{Bundles, Credentials, Svid};
+use identity::Credentials;
 use tokio::sync::watch;
 use tokio::time::{timeout, timeout_at};
 use tracing::debug;
 
 use crate::config::{HboneConfig, SocketConfig};
 use crate::drain::Tasks;
-use crate::hbone::client::{self, Connect, Key, Opened, TunnelError};
+use crate::hbone::client::{self, Connect, Key, Opened, Proof, TunnelError};
 use crate::hbone::keepalive::Keepalive;
 use crate::metrics::{Label, Metrics};
 use crate::net::tls::TlsStream;
@@ -63,12 +63,6 @@ struct Tunnel {
     send: SendRequest<Bytes>,
     usage: Arc<Usage>,
     proof: Proof,
-}
-
-/// With what a connection was made: when either has changed, new streams want a new connection.
-struct Proof {
-    svid: Option<Arc<Svid>>,
-    bundles: Arc<Bundles>,
 }
 
 /// How many streams a connection has.
@@ -131,6 +125,7 @@ impl Pool {
                 | TunnelError::Configuration { .. }
                 | TunnelError::Header { .. }
                 | TunnelError::Refused { .. }
+                | TunnelError::Declined { .. }
                 | TunnelError::Draining => {}
             }
             return Err(Arc::new(error));
@@ -166,7 +161,7 @@ impl Pool {
 
     /// A place if there is one; else the connection that is being made, started if need be.
     fn find(&self, key: &Key, reused: bool) -> Result<Result<Leased, Connecting>, Arc<TunnelError>> {
-        let proof = self.proof(key);
+        let proof = Proof::of(&self.0.credentials, &key.source);
         let mut slots = self.slots();
         if slots.closed {
             return Err(Arc::new(TunnelError::Draining));
@@ -205,9 +200,7 @@ impl Pool {
                 outcome.send_replace(Some(Err(Arc::new(error))));
             }
             Ok((send, connection)) => {
-                let usage = Arc::new(Usage { streams: AtomicUsize::new(0), last_used: Mutex::new(Instant::now()) });
-                let tunnel = Tunnel { id, send, usage: usage.clone(), proof };
-                self.keep(&key, tunnel);
+                let usage = self.keep(&key, id, send, proof);
                 outcome.send_replace(Some(Ok(())));
                 drop(outcome);
                 self.drive(key, id, connection, &usage).await;
@@ -215,28 +208,50 @@ impl Pool {
         }
     }
 
+    /// Takes over a connection that somebody else made and whose peer chose HBONE.
+    pub(crate) fn adopt(&self, key: Key, proof: Proof, stream: TlsStream) {
+        let mut slots = self.slots();
+        let id = slots.next;
+        slots.next += 1;
+        drop(slots);
+        let pool = self.clone();
+        self.0.tasks.spawn(async move {
+            match client::start(&key, stream, &pool.0.hbone).await {
+                Ok((send, connection)) => {
+                    let usage = pool.keep(&key, id, send, proof);
+                    pool.drive(key, id, connection, &usage).await;
+                }
+                Err(error) => debug!(dst.hbone_addr = %key.to, error = %telemetry::Chain(&error), "not adopted"),
+            }
+        });
+    }
+
+    /// Whether a stream would have a place at once.
+    pub(crate) fn has_place(&self, key: &Key) -> bool {
+        let proof = Proof::of(&self.0.credentials, &key.source);
+        let slots = self.slots();
+        let live = slots.by_key.get(key).map(|slot| slot.live.as_slice()).unwrap_or_default();
+        live.iter().any(|tunnel| tunnel.proof.is(&proof) && tunnel.has_place(self.0.hbone.pool_max_streams))
+    }
+
     async fn establish(&self, key: &Key) -> Result<client::Established, TunnelError> {
         let shared = &self.0;
-        let expired = |svid: Arc<Svid>| svid.not_after() < SystemTime::now();
-        if shared.credentials.svid(&key.source).is_some_and(expired) {
-            return Err(TunnelError::OwnCertificateExpired { identity: key.source.clone() });
-        }
+        client::still_valid(&shared.credentials, &key.source)?;
         let limit = shared.connect_timeout;
         let established = client::establish(key, &shared.credentials, &shared.hbone, &shared.sockets);
         let timed_out = |_| TunnelError::TimedOut { to: key.to, limit };
         timeout(limit, established).await.map_err(timed_out)?
     }
 
-    fn proof(&self, key: &Key) -> Proof {
-        Proof { svid: self.0.credentials.svid(&key.source), bundles: self.0.credentials.bundles() }
-    }
-
-    fn keep(&self, key: &Key, tunnel: Tunnel) {
+    fn keep(&self, key: &Key, id: u64, send: SendRequest<Bytes>, proof: Proof) -> Arc<Usage> {
+        let usage = Arc::new(Usage { streams: AtomicUsize::new(0), last_used: Mutex::new(Instant::now()) });
         let mut slots = self.slots();
-        if let Some(slot) = slots.by_key.get_mut(key) {
+        if !slots.closed {
+            let slot = slots.by_key.entry(key.clone()).or_default();
             slot.connecting = None;
-            slot.live.push(Arc::new(tunnel));
+            slot.live.push(Arc::new(Tunnel { id, send, usage: usage.clone(), proof }));
         }
+        usage
     }
 
     fn forget_connecting(&self, key: &Key) {
@@ -290,28 +305,23 @@ impl Pool {
     }
 }
 
-impl Proof {
-    fn is(&self, other: &Self) -> bool {
-        let same_svid = match (&self.svid, &other.svid) {
-            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-            (None, None) => true,
-            (Some(_), None) | (None, Some(_)) => false,
-        };
-        same_svid && Arc::ptr_eq(&self.bundles, &other.bundles)
-    }
-}
-
 impl Tunnel {
     /// A place for a stream, if there is one. Only called under the pool's lock.
     fn lease(&self, max_streams: usize, reused: bool) -> Option<Leased> {
-        // A peer that allows none would make us connect for ever; the stream waits for it instead.
-        let limit = max_streams.min(self.send.current_max_send_streams()).max(1);
-        if self.usage.streams.load(Ordering::Relaxed) >= limit {
+        if !self.has_place(max_streams) {
             return None;
         }
         self.usage.streams.fetch_add(1, Ordering::Relaxed);
         let lease = Lease { usage: self.usage.clone() };
         Some(Leased { lease, id: self.id, send: self.send.clone(), reused })
+    }
+}
+
+impl Tunnel {
+    fn has_place(&self, max_streams: usize) -> bool {
+        // A peer that allows none would make us connect for ever; the stream waits for it instead.
+        let limit = max_streams.min(self.send.current_max_send_streams()).max(1);
+        self.usage.streams.load(Ordering::Relaxed) < limit
     }
 }
 

@@ -11,7 +11,8 @@ use api::{Snapshot, Workload, policy};
 use tokio::net::TcpStream;
 
 use crate::connections::Judged;
-use crate::inbound::authorize::{judge, review_one};
+use crate::inbound::admit::open;
+use crate::inbound::authorize::judge;
 use crate::inbound::{DialError, Shared, service_of, workload_at};
 use crate::metrics::Party;
 use crate::net::addr::{ClientAddr, OrigDst, UpstreamAddr};
@@ -44,8 +45,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, peer: TcpStream, client: SocketAd
     let mut report = Report::new(&shared.observers, Direction::Inbound, client.get());
     match accept(&shared, &peer, client, &mut report).await {
         Ok((application, judged)) => {
-            let open = report.open(Some(judged));
-            review_one(&shared.view.load(), &open, &shared.observers);
+            let open = open(&shared, judged, &mut report);
             let idle = shared.config.inbound.idle_timeout;
             let result = copy_both_ways(End::Tcp(peer), End::Tcp(application), &open.traffic, idle).await;
             report.copied(result);

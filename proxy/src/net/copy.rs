@@ -18,12 +18,18 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::net::socket::reset_on_close;
+use crate::net::tls::TlsStream;
 use crate::net::traffic::{Stop, Traffic};
 
 /// One end of a relayed connection.
 pub(crate) enum End {
     Tcp(TcpStream),
-    Tunnel { send: SendStream<Bytes>, recv: RecvStream },
+    Tunnel {
+        send: SendStream<Bytes>,
+        recv: RecvStream,
+    },
+    /// A TLS connection of its own, ended in each direction by close_notify (RFC 8446 §6.1).
+    Tls(Box<TlsStream>),
 }
 
 /// Why bytes stopped moving before both sides had ended.
@@ -197,6 +203,8 @@ impl Flow {
                 from.written(n);
                 continue;
             }
+            // What TLS holds back is on its way before more is read.
+            ready!(to.poll_flush(cx)).map_err(Broken::To)?;
             match self.state {
                 FlowState::Moving => match ready!(self.poll_read(cx, from)).map_err(Broken::From)? {
                     Some(chunk) => self.chunk = chunk,
@@ -221,6 +229,22 @@ impl Flow {
                 Some(Err(error)) => Poll::Ready(Err(broken_stream(error))),
                 None => Poll::Ready(Ok(None)),
             },
+            End::Tls(stream) => self.poll_read_tls(cx, stream),
+        }
+    }
+
+    /// The room stays for as long as bytes come: TLS does not tell in advance whether it has some.
+    fn poll_read_tls(&mut self, cx: &mut Context<'_>, stream: &mut TlsStream) -> Poll<io::Result<Option<Bytes>>> {
+        if self.room.capacity() < SMALLEST_ROOM_BYTES {
+            self.room.reserve(SMALL_READ_BYTES);
+        }
+        match pin!(stream.read_buf(&mut self.room)).poll(cx)? {
+            Poll::Ready(0) => Poll::Ready(Ok(None)),
+            Poll::Ready(_) => Poll::Ready(Ok(Some(self.room.split().freeze()))),
+            Poll::Pending => {
+                self.room = BytesMut::new();
+                Poll::Pending
+            }
         }
     }
 
@@ -266,11 +290,24 @@ impl End {
                 drop(chunk.split_to(n));
                 Poll::Ready(Ok(n))
             }
+            Self::Tls(stream) => {
+                let n = ready!(Pin::new(stream).poll_write(cx, chunk))?;
+                drop(chunk.split_to(n));
+                Poll::Ready(Ok(n))
+            }
             Self::Tunnel { send, .. } => {
                 let n = ready!(poll_capacity(send, cx, chunk.len()))?.min(chunk.len());
                 send.send_data(chunk.split_to(n), false).map_err(broken_stream)?;
                 Poll::Ready(Ok(n))
             }
+        }
+    }
+
+    /// Hands what is held back to the kernel. HTTP/2 does so in a task of its own.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(_) | Self::Tunnel { .. } => Poll::Ready(Ok(())),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -283,6 +320,10 @@ impl End {
                 result => Poll::Ready(result),
             },
             Self::Tunnel { send, .. } => Poll::Ready(send.send_data(Bytes::new(), true).map_err(broken_stream)),
+            Self::Tls(stream) => match ready!(Pin::new(stream).poll_shutdown(cx)) {
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+                result => Poll::Ready(result),
+            },
         }
     }
 
@@ -296,7 +337,7 @@ impl End {
 
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         match self {
-            Self::Tcp(_) => Poll::Pending,
+            Self::Tcp(_) | Self::Tls(_) => Poll::Pending,
             Self::Tunnel { send, .. } => match ready!(send.poll_reset(cx)) {
                 Ok(reason) => Poll::Ready(broken_stream(reason.into())),
                 Err(error) => Poll::Ready(broken_stream(error)),
@@ -308,6 +349,7 @@ impl End {
     fn error(&self) -> Option<io::Error> {
         match self {
             Self::Tcp(stream) => stream.take_error().ok().flatten(),
+            Self::Tls(stream) => stream.tcp().take_error().ok().flatten(),
             Self::Tunnel { .. } => None,
         }
     }
@@ -315,6 +357,7 @@ impl End {
     fn reset(&mut self, reason: Reason) {
         match self {
             Self::Tcp(stream) => reset_on_close(stream),
+            Self::Tls(stream) => reset_on_close(stream.tcp()),
             Self::Tunnel { send, .. } => send.send_reset(reason),
         }
     }

@@ -17,7 +17,7 @@ use rustls::server::ServerConnectionData;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-pub(crate) use handshake::{accept, connect};
+pub(crate) use handshake::{accept, connect, hello};
 use incoming::Incoming;
 
 use crate::net::buffers::{Buffer, SLOT_BYTES, SLOTS};
@@ -47,6 +47,10 @@ enum Session {
 }
 
 impl TlsStream {
+    pub(crate) fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
+
     /// Writes what is sealed. Ready when nothing is left.
     fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some((buffer, sealed)) = &mut self.outgoing {

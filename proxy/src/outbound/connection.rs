@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tracing::debug;
 
+use crate::flow::Header;
 use crate::hbone::client::{Connect, Key, TunnelError};
 use crate::hbone::pool::Lease;
 use crate::hbone::{Baggage, Forwarded, TraceParent};
@@ -22,7 +23,7 @@ use crate::net::copy::{End, copy_both_ways};
 use crate::net::socket;
 use crate::outbound::Shared;
 use crate::outbound::balance::choose;
-use crate::outbound::decide::{Candidate, Decision, Path, Refusal, decide};
+use crate::outbound::decide::{Candidate, Decision, Path, Refusal, decide, on_tombolo_host};
 use crate::outbound::load::Counted;
 use crate::report::{Carrier, Direction, Flag, Flagged, Report};
 
@@ -211,7 +212,22 @@ impl Connection {
         self.report.facts.destination = Party { workload: Some(candidate.workload.clone()), identity: None };
         match &candidate.path {
             Path::Plain => self.plain(target, Some(counted)).await,
-            Path::Hbone { expected } => self.tunnel(caller, target, expected, counted).await,
+            Path::Hbone { expected } => {
+                self.report.facts.carrier = Carrier::Hbone;
+                let source = self.identity(caller)?;
+                let to = SocketAddr::new(target.get().ip(), self.shared.config.outbound.tunnel_port);
+                let facts = &mut self.report.facts;
+                facts.upstream = Some(target.get());
+                facts.tunnel = Some(to);
+                facts.destination.identity = expected.first().cloned();
+                let key = Key { source, expected: expected.clone(), to };
+                if on_tombolo_host(&candidate.workload)
+                    && let Some(end) = self.flow(caller, target, &key).await?
+                {
+                    return Ok(Upstream { end, _counted: Some(counted), _lease: None });
+                }
+                self.tunnel(caller, target, &key, counted).await
+            }
         }
     }
 
@@ -226,24 +242,32 @@ impl Connection {
         Ok(Upstream { end: End::Tcp(stream), _counted: counted, _lease: None })
     }
 
+    /// A connection of its own to the tunnel port of `target`'s host; `None` when HBONE is to carry it.
+    async fn flow(&mut self, caller: &Caller, target: UpstreamAddr, key: &Key) -> Result<Option<End>, OutboundError> {
+        self.report.facts.carrier = Carrier::Flow;
+        let baggage = caller.baggage().to_string();
+        let header = Header {
+            destination: target.get(),
+            client: self.client.get(),
+            service: caller.service.as_deref(),
+            trace: Some(TraceParent::fresh(rand::random(), rand::random())),
+            baggage: &baggage,
+        };
+        let opened = self.shared.flows.open(key, &header).await;
+        opened.map_err(|source| OutboundError::Tunnel { destination: target, source })
+    }
+
     /// A stream through the tunnel port of `target`'s host.
     async fn tunnel(
         &mut self,
         caller: &Caller,
         target: UpstreamAddr,
-        expected: &[SpiffeId],
+        key: &Key,
         counted: Counted,
     ) -> Result<Upstream, OutboundError> {
-        let to = SocketAddr::new(target.get().ip(), self.shared.config.outbound.tunnel_port);
-        let facts = &mut self.report.facts;
-        facts.carrier = Carrier::Hbone;
-        facts.upstream = Some(target.get());
-        facts.tunnel = Some(to);
-        facts.destination.identity = expected.first().cloned();
-        let source = self.identity(caller)?;
-        let key = Key { source, expected: expected.to_vec(), to };
+        self.report.facts.carrier = Carrier::Hbone;
         let connect = caller.request(target, self.client);
-        let opened = self.shared.pool.open(&key, &connect).await;
+        let opened = self.shared.pool.open(key, &connect).await;
         let ((send, recv, _response), lease) =
             opened.map_err(|source| OutboundError::Tunnel { destination: target, source })?;
         Ok(Upstream { end: End::Tunnel { send, recv }, _counted: Some(counted), _lease: Some(lease) })
@@ -262,6 +286,11 @@ impl Caller {
         self.own.as_ref().and_then(|own| self.snapshot.workload(&own.workload().uid))
     }
 
+    /// What it says of itself.
+    fn baggage(&self) -> Baggage<'_> {
+        self.workload().map_or_else(Baggage::default, |workload| Baggage::of(workload))
+    }
+
     fn nobody(&self) -> Refusal {
         let service = self.service.clone().unwrap_or_default();
         Refusal::NoEndpoint { service, port: self.dialled.get().port() }
@@ -269,12 +298,11 @@ impl Caller {
 
     /// The CONNECT for a stream to `target` (wire/hbone.md §1.4).
     fn request(&self, target: UpstreamAddr, client: ClientAddr) -> Connect {
-        let baggage = self.workload().map_or_else(Baggage::default, |workload| Baggage::of(workload));
         let forwarded = Forwarded { client: client.get(), host: self.service.as_deref() };
         let trace = TraceParent::fresh(rand::random(), rand::random());
         Connect {
             authority: target.to_string(),
-            baggage: baggage.to_string(),
+            baggage: self.baggage().to_string(),
             forwarded: forwarded.to_string(),
             traceparent: trace.to_string(),
         }

@@ -198,7 +198,7 @@ fn has_target_port(workload: &Workload, port: u16) -> bool {
 }
 
 /// Uids of our own workloads are `tombolo/NAMESPACE/GROUP/HOST`.
-fn on_tombolo_host(workload: &Workload) -> bool {
+pub(crate) fn on_tombolo_host(workload: &Workload) -> bool {
     workload.uid.starts_with("tombolo/")
 }
 

@@ -187,7 +187,7 @@ fn intercepted_connections_arrive_with_the_callers_address() {
         let line = logged(&["10.77.1.2:8081", "inbound connection closed"]).await;
         assert_eq!((&line["protocol"], &line["src.workload"]), (&"tcp".into(), &"a".into()));
         let line = logged(&["10.77.1.2:8080", "outbound connection closed"]).await;
-        assert_eq!((&line["dst.dialled"], &line["protocol"]), (&"240.240.0.1:80".into(), &"hbone".into()));
+        assert_eq!((&line["dst.dialled"], &line["protocol"]), (&"240.240.0.1:80".into(), &"tombolo/1".into()));
         // An error means that host b has ended, which its own result tells.
         let _ = done.send(());
     });

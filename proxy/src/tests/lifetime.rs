@@ -1,6 +1,6 @@
 //! Tunnels that are shared, left, renewed and drained.
 use super::mesh::*;
-use crate::config::Config;
+use crate::config::{Config, Tunnel};
 use crate::drain::Drained;
 use crate::tests::peers;
 use http::Method;
@@ -48,7 +48,7 @@ async fn many_at_once_make_as_few_tunnels_as_can_hold_them() {
 #[tokio::test]
 async fn an_unused_tunnel_is_closed() {
     let app = app().await;
-    let mut config = Config::default();
+    let mut config = carried_by(Tunnel::Hbone);
     config.hbone.pool_unused_timeout = Duration::from_millis(50);
     config.hbone.keepalive_interval = Duration::from_millis(40);
     let mesh = Mesh::start_with(&app, config).await;
@@ -157,7 +157,7 @@ async fn a_peer_that_restarts_is_reached_again() {
 #[tokio::test]
 async fn a_peer_that_vanishes_without_a_word_is_noticed() {
     let app = app().await;
-    let mut config = Config::default();
+    let mut config = carried_by(Tunnel::Hbone);
     config.hbone.keepalive_interval = Duration::from_millis(50);
     config.hbone.keepalive_timeout = Duration::from_millis(100);
     let mesh = Mesh::start_with(&app, config).await;

@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use crate::config::Config;
+use crate::config::{Config, Tunnel};
 use crate::drain::{self, DrainTrigger, Drained};
 use crate::net::socket::OriginalDestination;
 use crate::testing::{endpoint_of, host, ip, local, service, workload};
@@ -193,6 +193,16 @@ pub(super) const WEB: &str = "tombolo/shop/web/a";
 pub(super) const CRON: &str = "tombolo/shop/cron/a";
 pub(super) const ORDERS: &str = "tombolo/shop/orders/b";
 
+/// The defaults, with this tunnel.
+pub(super) fn carried_by(tunnel: Tunnel) -> Config {
+    let mut config = Config::default();
+    config.outbound.tunnel = tunnel;
+    config
+}
+
+/// For what must be the same whatever carries it.
+pub(super) const TUNNELS: [Tunnel; 2] = [Tunnel::Hbone, Tunnel::Flow];
+
 /// What everybody knows of the mesh, with `orders` at `app`.
 pub(super) fn world(app: SocketAddr) -> Vec<Change> {
     let a = &client_ip(app);
@@ -217,8 +227,13 @@ pub(super) fn seen_by(changes: Vec<Change>, workloads: &[&str], ports: &[u16]) -
 }
 
 impl Mesh {
+    /// With HBONE, for the tests that count its connections or do not care.
     pub(super) async fn start(app: &TcpListener) -> Self {
-        Self::start_with(app, Config::default()).await
+        Self::over(app, Tunnel::Hbone).await
+    }
+
+    pub(super) async fn over(app: &TcpListener, tunnel: Tunnel) -> Self {
+        Self::start_with(app, carried_by(tunnel)).await
     }
 
     pub(super) async fn start_with(app: &TcpListener, config: Config) -> Self {

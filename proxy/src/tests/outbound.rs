@@ -92,25 +92,27 @@ async fn without_an_identity_there_is_no_tunnel_and_no_downgrade() {
 
 #[tokio::test]
 async fn the_next_endpoint_serves_when_one_cannot_be_reached() {
-    let app = app().await;
-    let mesh = Mesh::start(&app).await;
-    echo(app);
-    let gone = TcpListener::bind("127.0.0.41:0").await.expect("loopback has free ports");
-    let gone_port = gone.local_addr().expect("bound").port();
-    drop(gone);
-    // One whose tunnel port is closed, one without a tunnel whose own port is.
-    let tunnelled = workload("tombolo/shop/orders/c", "shop", "orders", &["127.0.0.41"]);
-    let mut plain = workload("tombolo/shop/orders/d", "shop", "orders", &["127.0.0.41"]);
-    plain.tunnel_protocol = TunnelProtocol::None;
-    let orders = orders_service();
-    let bad = [tunnelled, plain].map(|workload| Change::Workload(endpoint_of(workload, &orders, 80, gone_port)));
-    mesh.a.publish(bad.into());
-    for _ in 0..12 {
-        let mut client = mesh.dial().await;
-        assert_eq!(ask(&mut client, "served").await.expect("by the good one"), "served");
+    for tunnel in TUNNELS {
+        let app = app().await;
+        let mesh = Mesh::over(&app, tunnel).await;
+        echo(app);
+        let gone = TcpListener::bind("127.0.0.41:0").await.expect("loopback has free ports");
+        let gone_port = gone.local_addr().expect("bound").port();
+        drop(gone);
+        // One whose tunnel port is closed, one without a tunnel whose own port is.
+        let tunnelled = workload("tombolo/shop/orders/c", "shop", "orders", &["127.0.0.41"]);
+        let mut plain = workload("tombolo/shop/orders/d", "shop", "orders", &["127.0.0.41"]);
+        plain.tunnel_protocol = TunnelProtocol::None;
+        let orders = orders_service();
+        let bad = [tunnelled, plain].map(|workload| Change::Workload(endpoint_of(workload, &orders, 80, gone_port)));
+        mesh.a.publish(bad.into());
+        for _ in 0..12 {
+            let mut client = mesh.dial().await;
+            assert_eq!(ask(&mut client, "served").await.expect("by the good one"), "served");
+        }
+        let line = logged(&[&mesh.app.to_string(), "outbound connection closed", "\"attempt\":"]).await;
+        assert!(line["attempt"].as_u64().expect("a number") > 1, "{line}");
     }
-    let line = logged(&[&mesh.app.to_string(), "outbound connection closed", "\"attempt\":"]).await;
-    assert!(line["attempt"].as_u64().expect("a number") > 1, "{line}");
 }
 
 #[tokio::test]
@@ -148,27 +150,29 @@ async fn a_silent_endpoint_costs_one_timeout() {
 
 #[tokio::test]
 async fn each_workload_of_a_host_proves_itself() {
-    let app = app().await;
-    let mesh = Mesh::start(&app).await;
-    echo(app);
-    let second = app_at(&mesh.app.ip().to_string()).await;
-    let port = second.local_addr().expect("bound").port();
-    echo(second);
-    let billing_service = service("billing", "shop", &["240.240.0.30"], &[80]);
-    let billing = workload("tombolo/shop/billing/b", "shop", "billing", &[&mesh.app.ip().to_string()]);
-    let billing = endpoint_of(billing, &billing_service, 80, port);
-    let orders = mesh.b.view.load().workload(ORDERS).expect("it is in the mesh").clone();
-    let locals = vec![local(&orders, &[mesh.app.port()]), local(&billing, &[port])];
-    let changes = vec![Change::Service(billing_service), Change::Workload(billing)];
-    mesh.a.publish(changes.clone());
-    mesh.b.publish(changes.into_iter().chain([Change::Host(host(locals))]).collect());
-    mesh.b.credentials.publish(mesh.ca.svid(&id("billing")));
-    for (vip, account) in [("240.240.0.1:80", "orders"), ("240.240.0.30:80", "billing")] {
-        let mut client = mesh.a.dial(vip.parse().expect("an address"), Some(WEB)).await;
-        assert_eq!(ask(&mut client, "hello").await.expect("echoed"), "hello", "{account}");
-        let address = client.local_addr().expect("an address").to_string();
-        drop(client);
-        let line = logged(&[&address, "outbound connection closed"]).await;
-        assert_eq!(line["dst.identity"], id(account).to_string());
+    for tunnel in TUNNELS {
+        let app = app().await;
+        let mesh = Mesh::over(&app, tunnel).await;
+        echo(app);
+        let second = app_at(&mesh.app.ip().to_string()).await;
+        let port = second.local_addr().expect("bound").port();
+        echo(second);
+        let billing_service = service("billing", "shop", &["240.240.0.30"], &[80]);
+        let billing = workload("tombolo/shop/billing/b", "shop", "billing", &[&mesh.app.ip().to_string()]);
+        let billing = endpoint_of(billing, &billing_service, 80, port);
+        let orders = mesh.b.view.load().workload(ORDERS).expect("it is in the mesh").clone();
+        let locals = vec![local(&orders, &[mesh.app.port()]), local(&billing, &[port])];
+        let changes = vec![Change::Service(billing_service), Change::Workload(billing)];
+        mesh.a.publish(changes.clone());
+        mesh.b.publish(changes.into_iter().chain([Change::Host(host(locals))]).collect());
+        mesh.b.credentials.publish(mesh.ca.svid(&id("billing")));
+        for (vip, account) in [("240.240.0.1:80", "orders"), ("240.240.0.30:80", "billing")] {
+            let mut client = mesh.a.dial(vip.parse().expect("an address"), Some(WEB)).await;
+            assert_eq!(ask(&mut client, "hello").await.expect("echoed"), "hello", "{account}");
+            let address = client.local_addr().expect("an address").to_string();
+            drop(client);
+            let line = logged(&[&address, "outbound connection closed"]).await;
+            assert_eq!(line["dst.identity"], id(account).to_string());
+        }
     }
 }

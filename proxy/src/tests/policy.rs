@@ -26,44 +26,49 @@ fn policy(name: &str, action: Action, accounts: &[&str]) -> Change {
 
 #[tokio::test]
 async fn a_denied_identity_is_refused_and_the_log_names_the_policy() {
-    let app = app().await;
-    let mesh = Mesh::start(&app).await;
-    echo(app);
-    mesh.b.publish(vec![policy("only-cron", Action::Allow, &["cron"])]);
-    let mut client = mesh.dial().await;
-    assert_eq!(refused(&mut client).await, ErrorKind::ConnectionReset);
-    let line = logged(&[&mesh.app.to_string(), "inbound connection refused"]).await;
-    assert_eq!((&line["policy"], &line["flag"]), (&"shop/only-cron".into(), &"DENY".into()));
-    assert_eq!(line["error"], "no rule of shop/only-cron allows it");
-    assert_eq!(line["src.identity"], id("web").to_string());
-    let line = logged(&[&client.local_addr().expect("an address").to_string(), "outbound connection refused"]).await;
-    assert_eq!(line["flag"], "DENY");
-    let mut cron = mesh.a.dial(mesh.vip, Some(CRON)).await;
-    assert_eq!(ask(&mut cron, "hello").await.expect("allowed"), "hello");
-    drop(cron);
-    let line = logged(&[&mesh.app.to_string(), "inbound connection closed", "sa/cron"]).await;
-    assert_eq!(line["policy"], "shop/only-cron");
+    for tunnel in TUNNELS {
+        let app = app().await;
+        let mesh = Mesh::over(&app, tunnel).await;
+        echo(app);
+        mesh.b.publish(vec![policy("only-cron", Action::Allow, &["cron"])]);
+        let mut client = mesh.dial().await;
+        assert_eq!(refused(&mut client).await, ErrorKind::ConnectionReset);
+        let line = logged(&[&mesh.app.to_string(), "inbound connection refused"]).await;
+        assert_eq!((&line["policy"], &line["flag"]), (&"shop/only-cron".into(), &"DENY".into()));
+        assert_eq!(line["error"], "no rule of shop/only-cron allows it");
+        assert_eq!(line["src.identity"], id("web").to_string());
+        let line =
+            logged(&[&client.local_addr().expect("an address").to_string(), "outbound connection refused"]).await;
+        assert_eq!(line["flag"], "DENY");
+        let mut cron = mesh.a.dial(mesh.vip, Some(CRON)).await;
+        assert_eq!(ask(&mut cron, "hello").await.expect("allowed"), "hello");
+        drop(cron);
+        let line = logged(&[&mesh.app.to_string(), "inbound connection closed", "sa/cron"]).await;
+        assert_eq!(line["policy"], "shop/only-cron");
+    }
 }
 
 #[tokio::test]
 async fn a_new_policy_closes_what_it_forbids_and_nothing_else() {
-    let app = app().await;
-    let mesh = Mesh::start(&app).await;
-    echo(app);
-    let mut web = mesh.dial().await;
-    let mut cron = mesh.a.dial(mesh.vip, Some(CRON)).await;
-    for client in [&mut web, &mut cron] {
-        assert_eq!(ask(client, "before").await.expect("allowed"), "before");
+    for tunnel in TUNNELS {
+        let app = app().await;
+        let mesh = Mesh::over(&app, tunnel).await;
+        echo(app);
+        let mut web = mesh.dial().await;
+        let mut cron = mesh.a.dial(mesh.vip, Some(CRON)).await;
+        for client in [&mut web, &mut cron] {
+            assert_eq!(ask(client, "before").await.expect("allowed"), "before");
+        }
+        mesh.b.publish(vec![policy("deny-web", Action::Deny, &["web"])]);
+        assert_eq!(refused(&mut web).await, ErrorKind::ConnectionReset);
+        assert_eq!(ask(&mut cron, "after").await.expect("still allowed"), "after");
+        let line = logged(&[&mesh.app.to_string(), "inbound connection closed", "POLICY_CHANGED"]).await;
+        assert_eq!(line["error"], "closed due to policy change: denied by shop/deny-web");
+        assert_eq!(mesh.b.metric("tombolo_connections_closed_by_policy_total", &[]), 1.0);
+        mesh.b.publish(vec![Change::PolicyRemoved("shop/deny-web".into())]);
+        let mut again = mesh.dial().await;
+        assert_eq!(ask(&mut again, "again").await.expect("allowed again"), "again");
     }
-    mesh.b.publish(vec![policy("deny-web", Action::Deny, &["web"])]);
-    assert_eq!(refused(&mut web).await, ErrorKind::ConnectionReset);
-    assert_eq!(ask(&mut cron, "after").await.expect("still allowed"), "after");
-    let line = logged(&[&mesh.app.to_string(), "inbound connection closed", "POLICY_CHANGED"]).await;
-    assert_eq!(line["error"], "closed due to policy change: denied by shop/deny-web");
-    assert_eq!(mesh.b.metric("tombolo_connections_closed_by_policy_total", &[]), 1.0);
-    mesh.b.publish(vec![Change::PolicyRemoved("shop/deny-web".into())]);
-    let mut again = mesh.dial().await;
-    assert_eq!(ask(&mut again, "again").await.expect("allowed again"), "again");
 }
 
 #[tokio::test]

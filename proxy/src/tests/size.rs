@@ -1,6 +1,6 @@
 //! How much each connection holds while it is open. A future that grows is memory times connections.
 use super::mesh::*;
-use crate::inbound::connection::Stream;
+use crate::inbound::stream::Stream;
 use crate::net::copy::{End, copy_both_ways};
 use crate::net::traffic::Traffic;
 use crate::outbound::connection::Connection;
@@ -16,11 +16,16 @@ async fn the_futures_of_a_connection_stay_small() {
         |what: &str, bytes: usize, limit: usize| assert!(bytes <= limit, "{what}: {bytes} bytes (limit {limit})");
     check("copying", size_of_val(&copy), 500);
     check("outbound", of_method(&Connection::serve), 2048);
+    check("a flow", of_function5(&crate::inbound::flow::serve), 2048);
     check("a stream", of_method2(&Stream::serve), 2048);
 }
 
 /// The size of the future that a method makes.
 fn of_method<S, A, F: Future>(_: &impl Fn(S, A) -> F) -> usize {
+    size_of::<F>()
+}
+
+fn of_function5<A, B, C, D, E, F: Future>(_: &impl Fn(A, B, C, D, E) -> F) -> usize {
     size_of::<F>()
 }
 

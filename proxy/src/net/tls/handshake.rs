@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::server::{Accepted, Acceptor, ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError, UnbufferedConnectionCommon, UnbufferedStatus,
 };
-use rustls::{ClientConfig, ExtractedSecrets, ServerConfig};
+use rustls::{ClientConfig, ExtractedSecrets, HandshakeKind, ServerConfig};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -21,6 +21,18 @@ use crate::net::records::{Opener, Sealer};
 pub(crate) struct Proof {
     /// The verified chain, the peer's own certificate first.
     pub(crate) certificates: Vec<CertificateDer<'static>>,
+    /// The protocol that was agreed on.
+    pub(crate) alpn: Option<Vec<u8>>,
+    /// The certificates are those of an earlier handshake and have not been verified again.
+    pub(crate) resumed: bool,
+}
+
+/// The beginning of a client that has dialled us.
+pub(crate) struct Hello {
+    tcp: TcpStream,
+    incoming: Incoming,
+    /// `None` if it cannot be read; the handshake says why.
+    accepted: Option<Accepted>,
 }
 
 /// Shakes hands as the one who dialled. Dropping the future closes the socket.
@@ -31,17 +43,45 @@ pub(crate) async fn connect(
 ) -> io::Result<(TlsStream, Proof)> {
     let mut connection = UnbufferedClientConnection::new(config, name).map_err(invalid)?;
     let process = UnbufferedConnectionCommon::<ClientConnectionData>::process_tls_records;
-    let incoming = shake_hands(&mut connection, process, &mut tcp).await?;
+    let incoming = shake_hands(&mut connection, process, &mut tcp, Incoming::default()).await?;
     let proof = Proof::of(&connection);
     let (secrets, session) = connection.dangerous_into_kernel_connection().map_err(invalid)?;
     Ok((TlsStream::new(tcp, Session::Client(session), &secrets, incoming)?, proof))
 }
 
+/// Reads what a client says first. Dropping the future closes the socket.
+pub(crate) async fn hello(tcp: TcpStream) -> io::Result<Hello> {
+    let (mut incoming, mut acceptor) = (Incoming::default(), Acceptor::default());
+    loop {
+        let seen = incoming.raw().len();
+        receive(&tcp, &mut incoming).await?;
+        let mut unseen = &incoming.raw()[seen..];
+        while !unseen.is_empty() {
+            let read = acceptor.read_tls(&mut unseen).map(|_| acceptor.accept());
+            match read {
+                Ok(Ok(None)) => {}
+                Ok(Ok(accepted @ Some(_))) => return Ok(Hello { tcp, incoming, accepted }),
+                Ok(Err(_)) | Err(_) => return Ok(Hello { tcp, incoming, accepted: None }),
+            }
+        }
+    }
+}
+
+impl Hello {
+    /// Whether the client offers this protocol.
+    pub(crate) fn offers(&self, alpn: &[u8]) -> bool {
+        let offered = self.accepted.as_ref().and_then(|accepted| accepted.client_hello().alpn());
+        offered.is_some_and(|mut offered| offered.any(|one| one == alpn))
+    }
+}
+
 /// Shakes hands as the one who was dialled. Dropping the future closes the socket.
-pub(crate) async fn accept(config: Arc<ServerConfig>, mut tcp: TcpStream) -> io::Result<(TlsStream, Proof)> {
+pub(crate) async fn accept(config: Arc<ServerConfig>, hello: Hello) -> io::Result<(TlsStream, Proof)> {
+    let Hello { mut tcp, incoming, accepted } = hello;
+    drop(accepted);
     let mut connection = UnbufferedServerConnection::new(config).map_err(invalid)?;
     let process = UnbufferedConnectionCommon::<ServerConnectionData>::process_tls_records;
-    let incoming = shake_hands(&mut connection, process, &mut tcp).await?;
+    let incoming = shake_hands(&mut connection, process, &mut tcp, incoming).await?;
     let proof = Proof::of(&connection);
     let (secrets, session) = connection.dangerous_into_kernel_connection().map_err(invalid)?;
     Ok((TlsStream::new(tcp, Session::Server(session), &secrets, incoming)?, proof))
@@ -51,7 +91,8 @@ impl Proof {
     fn of<Data>(connection: &UnbufferedConnectionCommon<Data>) -> Self {
         let certificates = connection.peer_certificates().unwrap_or_default();
         let certificates = certificates.iter().map(|certificate| certificate.clone().into_owned()).collect();
-        Self { certificates }
+        let alpn = connection.alpn_protocol().map(<[u8]>::to_vec);
+        Self { certificates, alpn, resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed) }
     }
 }
 
@@ -81,8 +122,8 @@ async fn shake_hands<Data>(
     connection: &mut UnbufferedConnectionCommon<Data>,
     process: Process<Data>,
     tcp: &mut TcpStream,
+    mut incoming: Incoming,
 ) -> io::Result<Incoming> {
-    let mut incoming = Incoming::default();
     let mut outgoing = Vec::new();
     // A peer may send data right behind its handshake, before it has seen the end of ours.
     let mut early = Vec::new();

@@ -49,8 +49,12 @@ async fn ours_as_server() -> (TlsStream, tokio_rustls::client::TlsStream<TcpStre
     let (client, server) = configurations();
     let (near, far) = sockets().await;
     let connector = tokio_rustls::TlsConnector::from(client);
-    let (ours, theirs) = tokio::join!(tls::accept(server, far), connector.connect(name(), near));
+    let (ours, theirs) = tokio::join!(accept(server, far), connector.connect(name(), near));
     (ours.expect("a handshake").0, theirs.expect("it trusts us"))
+}
+
+async fn accept(config: Arc<rustls::ServerConfig>, tcp: TcpStream) -> io::Result<(TlsStream, handshake::Proof)> {
+    tls::accept(config, tls::hello(tcp).await?).await
 }
 
 /// Bytes that differ at every place.

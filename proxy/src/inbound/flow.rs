@@ -1,0 +1,146 @@
+//! One connection of a peer that speaks `tombolo/1`: header in, one byte out, then the flow's bytes.
+//!
+//! `connection.rs` brings it when TLS stands. What is between question and answer is `admit.rs`.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use telemetry::Chain;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tracing::debug;
+
+use crate::connections::Judged;
+use crate::drain::DrainWatch;
+use crate::flow::server::{answer, first_byte, read_body};
+use crate::flow::{Answer, Header, HeaderError};
+use crate::hbone::{Authority, Forwarded};
+use crate::inbound::Shared;
+use crate::inbound::admit::{AdmitError, Peer, admit, open, report};
+use crate::net::copy::{End, copy_both_ways};
+use crate::net::tls::TlsStream;
+use crate::report::{Carrier, Flag, Flagged, Report};
+
+/// Why a flow was refused.
+#[derive(Debug, thiserror::Error)]
+enum FlowError {
+    #[error("the flow header cannot be read")]
+    Header(#[source] HeaderError),
+    #[error("no whole flow header within {limit:?}")]
+    Slow { limit: Duration },
+    #[error(transparent)]
+    Refused(AdmitError),
+    #[error("the peer gave up before the application answered")]
+    Gone(#[source] io::Error),
+}
+
+/// Serves the one flow of a connection, if it gets one before `not_after`.
+pub(crate) async fn serve(
+    shared: Arc<Shared>,
+    peer: Peer,
+    mut stream: Box<TlsStream>,
+    not_after: SystemTime,
+    drain: DrainWatch,
+) {
+    let Some(first) = Box::pin(unused(&shared, &peer, &mut stream, not_after, drain)).await else { return };
+    let mut report = report(&shared, &peer, Carrier::Flow);
+    // Boxed, so that a flow that has found its application gives the room back.
+    match Box::pin(accept(&shared, &peer, &mut stream, first, &mut report)).await {
+        Ok((application, judged)) => {
+            let open = open(&shared, judged, &mut report);
+            let idle = shared.config.inbound.idle_timeout;
+            let client = End::Tls(stream);
+            let result = copy_both_ways(client, End::Tcp(application), &open.traffic, idle).await;
+            report.copied(result);
+        }
+        Err(error) => {
+            report.failed(&error);
+            // The peer may be gone, and then nobody needs the answer.
+            let _ = answer(&mut stream, error.answer()).await;
+        }
+    }
+}
+
+/// Waits for a flow. `None` when the connection ended without one.
+async fn unused(
+    shared: &Shared,
+    peer: &Peer,
+    stream: &mut TlsStream,
+    not_after: SystemTime,
+    drain: DrainWatch,
+) -> Option<u8> {
+    let lasts = not_after.duration_since(SystemTime::now()).unwrap_or_default();
+    let limit = shared.config.flow.server_unused_timeout.min(lasts);
+    let why = tokio::select! {
+        biased;
+        first = first_byte(stream) => match first {
+            Ok(first) => return Some(first),
+            Err(error) => {
+                debug!(src.addr = %peer.client, error = %Chain(&error), "a peer closed a connection without a flow");
+                return None;
+            }
+        },
+        () = drain.signaled() => "the agent is shutting down",
+        () = tokio::time::sleep(limit) => "nothing came, or the peer's certificate has ended",
+    };
+    drop(drain);
+    debug!(src.addr = %peer.client, src.identity = %peer.identity, why, "closing a connection without a flow");
+    // A peer that is gone need not be told.
+    let _ = answer(stream, Answer::Closing).await;
+    None
+}
+
+/// All the checks, the application connected, and the answer.
+async fn accept(
+    shared: &Shared,
+    peer: &Peer,
+    stream: &mut TlsStream,
+    first: u8,
+    report: &mut Report,
+) -> Result<(TcpStream, Judged), FlowError> {
+    let limit = shared.config.inbound.handshake_timeout;
+    let body = timeout(limit, read_body(stream, first)).await;
+    let body = body.map_err(|_| FlowError::Slow { limit })?.map_err(FlowError::Gone)?.map_err(FlowError::Header)?;
+    let header = Header::decode(&body).map_err(FlowError::Header)?;
+    debug!(
+        src.addr = %peer.client,
+        src.identity = %peer.identity,
+        authority = %header.destination,
+        baggage = header.baggage,
+        forwarded = %Forwarded { client: header.client, host: header.service },
+        traceparent = header.trace.map(tracing::field::display),
+        "a peer asks for a connection"
+    );
+    let admitted = admit(shared, peer, &Authority::Address(header.destination), report).await;
+    let admitted = admitted.map_err(FlowError::Refused)?;
+    answer(stream, Answer::Accepted).await.map_err(FlowError::Gone)?;
+    Ok((admitted.application, admitted.judged))
+}
+
+impl FlowError {
+    fn answer(&self) -> Answer {
+        match self {
+            Self::Header(_) | Self::Slow { .. } | Self::Gone(_) => Answer::Malformed,
+            Self::Refused(AdmitError::NotOurs { .. }) => Answer::NotOurs,
+            Self::Refused(AdmitError::Denied { .. }) => Answer::Denied,
+            Self::Refused(
+                AdmitError::NoService { .. }
+                | AdmitError::OwnPort { .. }
+                | AdmitError::NotListening { .. }
+                | AdmitError::UnknownWorkload { .. },
+            ) => Answer::NotListening,
+            Self::Refused(AdmitError::Dial(_)) => Answer::Unreachable,
+        }
+    }
+}
+
+impl Flagged for FlowError {
+    fn flag(&self) -> Flag {
+        match self {
+            Self::Header(_) | Self::Slow { .. } => Flag::BadRequest,
+            Self::Refused(error) => error.flag(),
+            Self::Gone(_) => Flag::ClientBroke,
+        }
+    }
+}
