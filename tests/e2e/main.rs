@@ -11,3 +11,4 @@ mod outage;
 mod policy;
 mod propagation;
 mod shop;
+mod tunnel;
