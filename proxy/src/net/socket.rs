@@ -6,6 +6,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -76,13 +77,31 @@ pub(crate) async fn connect(to: SocketAddr, config: &SocketConfig) -> io::Result
 
 /// Dials with the source address `from`, which need not be ours. Needs CAP_NET_ADMIN and the policy
 /// routing that brings the answers back.
+///
+/// The address is the caller's, so its ports are, too: were one used here that the caller chooses for
+/// a connection of its own to the same application, two connections would have one name, and both
+/// would hang. So ports are taken where systems do not look for one; only when many in a row are in
+/// use does the kernel choose, from all.
 pub(crate) async fn connect_from(from: IpAddr, to: SocketAddr, config: &SocketConfig) -> io::Result<TcpStream> {
+    for _ in 0..PORT_TRIES {
+        let step = NEXT_PORT.fetch_add(1, Ordering::Relaxed) % (u16::MAX - FIRST_PORT);
+        match connect_from_port(SocketAddr::new(from, FIRST_PORT + step), to, config).await {
+            Err(error) if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => {}
+            result => return result,
+        }
+    }
+    connect_from_port(SocketAddr::new(from, 0), to, config).await
+}
+
+async fn connect_from_port(from: SocketAddr, to: SocketAddr, config: &SocketConfig) -> io::Result<TcpStream> {
     let socket = dialling(to)?;
+    // The same port serves connections to different applications.
+    socket.set_reuseaddr(true)?;
     let options = SockRef::from(&socket);
     set_transparent(&options, to.is_ipv6())?;
     mark(&options, Some(config.source_preserving_mark));
     set_bind_address_no_port(socket.as_fd())?;
-    socket.bind(SocketAddr::new(from, 0))?;
+    socket.bind(from)?;
     let stream = socket.connect(to).await?;
     prepare(&SockRef::from(&stream), config);
     Ok(stream)
@@ -138,3 +157,9 @@ fn prepare(socket: &Socket, config: &SocketConfig) {
 pub(crate) fn local_as_dialled(accepted: &TcpStream) -> io::Result<OrigDst> {
     accepted.local_addr().map(OrigDst::new)
 }
+
+/// Linux chooses up to 60999 (ip_local_port_range in ip-sysctl), Windows and BSDs from 49152 on, seldom this high.
+pub(crate) const FIRST_PORT: u16 = 61_000;
+/// So many ports in use one after the other are no chance: all may be.
+const PORT_TRIES: usize = 16;
+static NEXT_PORT: AtomicU16 = AtomicU16::new(0);

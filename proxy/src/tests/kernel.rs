@@ -2,7 +2,7 @@
 //! application and the proxy. Needs root; says so and passes without it.
 use super::mesh::*;
 use crate::config::Config;
-use crate::net::socket::Redirected;
+use crate::net::socket::{FIRST_PORT, Redirected};
 use crate::testing::{endpoint_of, ip, service, workload};
 use crate::{Attribution, Handle, Proxy, View, drain};
 use api::WorkloadUid;
@@ -123,8 +123,7 @@ fn proxy(ca: &Ca, account: &str, uid: &'static str, ports: &[u16]) -> (Handle, d
 async fn serve_addresses(port: u16) {
     let listener = TcpListener::bind(("::", port)).await.expect("the namespace is empty");
     while let Ok((mut stream, client)) = listener.accept().await {
-        let text = client.ip().to_canonical().to_string();
-        stream.write_all(text.as_bytes()).await.expect("sends");
+        stream.write_all(client.to_string().as_bytes()).await.expect("sends");
     }
 }
 
@@ -132,7 +131,9 @@ async fn seen_from(to: SocketAddr) -> String {
     let mut stream = within("a connection", TcpStream::connect(to)).await.expect("connects");
     let mut text = String::new();
     within("an answer", stream.read_to_string(&mut text)).await.expect("reads");
-    text
+    let client: SocketAddr = text.parse().expect("an address");
+    assert!(client.port() >= FIRST_PORT, "{client} may be a connection of the caller's own");
+    client.ip().to_canonical().to_string()
 }
 
 #[test]
