@@ -5,6 +5,7 @@
 #   make test          format, lints, house rules, unit, store, end-to-end, booted machines
 #   make sizes         the release build: static, size, memory of an idle agent
 #   make bench         what the mesh costs beside direct TCP, on the release build; QUICK=1 RECORD=1
+#   make soak          ten minutes of random conversations, every byte checked; SECONDS=60 for one
 #   make vm            the service on booted Debian machines (the first run makes their roots: four minutes)
 #   make build         both programs, quick to build      make release   as they ship
 
@@ -14,7 +15,7 @@ DEBUG := target/$(TARGET)/debug
 RELEASE := target/$(TARGET)/release
 CARGO_FLAGS ?= --locked
 
-.PHONY: demo demo-clean test build release tools lint suites e2e vm sizes bench
+.PHONY: demo demo-clean test build release tools lint suites e2e vm sizes bench soak
 
 demo: tools
 	cargo build $(CARGO_FLAGS) --workspace --bins
@@ -70,3 +71,11 @@ bench: tools
 	$(if $(PROGRAMS),,cargo build $(CARGO_FLAGS) --release -p cli --bins)
 	$(DEBUG)/bench --programs $(or $(PROGRAMS),$(RELEASE)) \
 		$(if $(QUICK),--seconds 1 --rounds 1 --hold 1000) $(if $(RECORD),--record) $(BENCH_FLAGS)
+
+# Random sizes, half-closes, resets and slow readers through every tunnel, each byte checked by its position.
+# PROGRAMS=FOLDER: with that `tombolo`, builds none. Its short form is part of `make e2e`.
+SECONDS ?= 600
+soak: tools
+	cargo build $(CARGO_FLAGS) --workspace --bins
+	$(if $(PROGRAMS),,cargo build $(CARGO_FLAGS) --release -p cli --bins)
+	$(DEBUG)/soak $(SECONDS) $(or $(PROGRAMS),$(RELEASE))

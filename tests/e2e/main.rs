@@ -11,4 +11,5 @@ mod outage;
 mod policy;
 mod propagation;
 mod shop;
+mod soak;
 mod tunnel;

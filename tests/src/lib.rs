@@ -14,6 +14,7 @@ pub mod netns;
 pub mod postgres;
 pub mod resolver;
 pub mod server;
+pub mod soak;
 pub mod wait;
 
 pub use daemon::Daemon;

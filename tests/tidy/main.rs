@@ -29,6 +29,7 @@ const SLEEPERS: &[(&str, &str)] = &[
     ("controlplane/src/testing.rs", "the same of the control plane"),
     ("proxy/src/tests/mesh.rs", "the same of the proxy"),
     ("tests/src/wait.rs", "the same of the harness"),
+    ("tests/src/soak/conversation.rs", "a reader that does not keep up"),
     ("tests/src/bin/testhost.rs", "the pace of a client that keeps a connection busy"),
 ];
 
