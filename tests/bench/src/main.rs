@@ -29,6 +29,9 @@ struct Arguments {
     /// Folder of the `tombolo` to measure; several, as NAME=FOLDER, are measured side by side.
     #[arg(long, required_unless_present = "documents")]
     programs: Vec<String>,
+    /// Which tunnels: `hbone`, `tombolo/1`, or `default` for what the programs choose themselves.
+    #[arg(long, value_delimiter = ',', default_value = "hbone,tombolo/1")]
+    tunnels: Vec<String>,
     /// Only this work: tput1 tput8 pull1 pull8 rr1 rr16 rate1k crr4 idle hold.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -38,7 +41,7 @@ struct Arguments {
     /// How often all of it is done; figures are medians.
     #[arg(long, default_value_t = 3)]
     rounds: u64,
-    /// A setting of every agent, such as `log.filter="warn"` or `tunnel.prefer="hbone"`.
+    /// A setting of every agent, such as `log.filter="warn"`.
     #[arg(long)]
     set: Vec<String>,
     /// The most connections held open for the memory figures.
@@ -161,21 +164,28 @@ fn remember(run: &mut Run, path: &Path, when: &str) -> Result<Option<[path::Memo
 }
 
 fn start_paths(estate: &mut Estate, arguments: &Arguments) -> Result<Vec<Path>> {
-    let config = settings(&arguments.set)?;
     let mut paths = vec![Path::start(estate, 0, "direct", None)?];
-    for (number, programs) in (1..).zip(&arguments.programs) {
-        let (name, folder) = programs.split_once('=').unwrap_or(("tombolo", programs));
+    let mut number = 0;
+    for programs in &arguments.programs {
+        let (name, folder) = programs.split_once('=').map_or((None, programs.as_str()), |(n, f)| (Some(n), f));
         let folder = PathBuf::from(folder);
         if !folder.join("tombolo").exists() {
             bail!("there is no tombolo in {}: build it, or name another folder by --programs", folder.display());
         }
-        paths.push(Path::start(estate, number, name, Some((&folder.canonicalize()?, &config)))?);
+        let folder = folder.canonicalize()?;
+        for tunnel in &arguments.tunnels {
+            let chosen = (tunnel != "default").then(|| format!("outbound.tunnel=\"{tunnel}\""));
+            let config = settings(arguments.set.iter().chain(&chosen))?;
+            let name = name.map_or_else(|| tunnel.clone(), |name| format!("{name} {tunnel}"));
+            number += 1;
+            paths.push(Path::start(estate, number, &name, Some((&folder, &config)))?);
+        }
     }
     Ok(paths)
 }
 
 /// `SECTION.KEY=VALUE`s as the sections of an agent.toml.
-fn settings(set: &[String]) -> Result<String> {
+fn settings<'a>(set: impl Iterator<Item = &'a String>) -> Result<String> {
     let mut sections: BTreeMap<&str, String> = BTreeMap::new();
     for setting in set {
         let (section, rest) = setting.split_once('.').with_context(|| format!("--set {setting}: SECTION.KEY=VALUE"))?;
