@@ -5,6 +5,7 @@
 #   make test          format, lints, house rules, unit, store, end-to-end, booted machines
 #   make sizes         the release build: static, size, memory of an idle agent
 #   make bench         what the mesh costs beside direct TCP, on the release build; QUICK=1 RECORD=1
+#   make instructions  how many instructions single steps take, against the record (needs valgrind)
 #   make soak          ten minutes of random conversations, every byte checked; SECONDS=60 for one
 #   make vm            the service on booted Debian machines (the first run makes their roots: four minutes)
 #   make build         both programs, quick to build      make release   as they ship
@@ -15,7 +16,7 @@ DEBUG := target/$(TARGET)/debug
 RELEASE := target/$(TARGET)/release
 CARGO_FLAGS ?= --locked
 
-.PHONY: demo demo-clean test build release tools lint suites e2e vm sizes bench soak
+.PHONY: demo demo-clean test build release tools lint suites e2e vm sizes bench soak instructions
 
 demo: tools
 	cargo build $(CARGO_FLAGS) --workspace --bins
@@ -79,3 +80,9 @@ soak: tools
 	cargo build $(CARGO_FLAGS) --workspace --bins
 	$(if $(PROGRAMS),,cargo build $(CARGO_FLAGS) --release -p cli --bins)
 	$(DEBUG)/soak $(SECONDS) $(or $(PROGRAMS),$(RELEASE))
+
+# Single steps under callgrind, compared with tests/bench/instructions.json; `cargo bench -p bench` times them.
+# RECORD=1: the counts of now are the record.
+instructions:
+	cargo build $(CARGO_FLAGS) --profile bench -p bench --bin instructions
+	$(RELEASE)/instructions $(if $(RECORD),--record)
