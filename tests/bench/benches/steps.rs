@@ -1,7 +1,7 @@
 //! `cargo bench -p bench`: how long each step takes. Counts of instructions (`make instructions`) are what
 //! CI compares; these are for work on one step.
 
-use bench::steps::STEPS;
+use bench::steps::{STEPS, take_endpoint_of};
 
 fn main() {
     divan::main();
@@ -11,5 +11,12 @@ fn main() {
 fn step(bencher: divan::Bencher<'_, '_>, name: &str) {
     let Some((_, make)) = STEPS.iter().find(|step| step.0 == name) else { return };
     let mut take = make();
+    bencher.bench_local(&mut *take);
+}
+
+/// Promised: at most a millisecond in a mesh of fifty thousand workloads.
+#[divan::bench(args = [50, 50_000])]
+fn take_one_changed_endpoint_in_a_mesh_of(bencher: divan::Bencher<'_, '_>, n_workloads: u32) {
+    let mut take = take_endpoint_of(n_workloads);
     bencher.bench_local(&mut *take);
 }

@@ -9,6 +9,7 @@ mod documents;
 mod path;
 mod record;
 mod report;
+mod scale;
 mod work;
 
 use std::collections::BTreeMap;
@@ -32,7 +33,7 @@ struct Arguments {
     /// Which tunnels: `hbone`, `tombolo/1`, or `default` for what the programs choose themselves.
     #[arg(long, value_delimiter = ',', default_value = "hbone,tombolo/1")]
     tunnels: Vec<String>,
-    /// Only this work: tput1 tput8 pull1 pull8 rr1 rr16 rate1k crr4 idle hold.
+    /// Only this work: tput1 tput8 pull1 pull8 rr1 rr16 rate1k crr4 idle hold scale.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Of each piece of work.
@@ -60,7 +61,7 @@ const RELEASE_TIME: Duration = Duration::from_secs(3);
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let names: Vec<&str> = WORK.iter().map(|work| work.name).chain(["idle", "hold"]).collect();
+    let names: Vec<&str> = WORK.iter().map(|work| work.name).chain(["idle", "hold", "scale"]).collect();
     for only in &arguments.only {
         ensure!(names.contains(&only.as_str()), "there is no work {only:?}; there is {}", names.join(" "));
     }
@@ -105,10 +106,10 @@ fn measure(arguments: &Arguments) -> Result<Run> {
         ..Run::default()
     };
     for path in &paths {
-        path.meshbench("rr", 9902, ["2", "1", "64"].map(str::to_owned).into_iter(), 1).context("the first second")?;
         if wanted("idle") {
             remember(&mut run, path, "idle")?;
         }
+        path.meshbench("rr", 9902, ["2", "1", "64"].map(str::to_owned).into_iter(), 1).context("the first second")?;
     }
     for round in 1..=arguments.rounds {
         for work in WORK.iter().filter(|work| wanted(work.name)) {
@@ -125,6 +126,9 @@ fn measure(arguments: &Arguments) -> Result<Run> {
     }
     for path in paths.iter().filter(|_| wanted("hold")) {
         hold(&mut run, path, arguments.hold)?;
+    }
+    if wanted("scale") {
+        large(&mut estate, &mut run, arguments)?;
     }
     run.add_differences();
     Ok(run)
@@ -149,6 +153,20 @@ fn hold(run: &mut Run, path: &Path, most: u64) -> Result<()> {
     }
     std::thread::sleep(RELEASE_TIME);
     remember(run, path, "released")?;
+    Ok(())
+}
+
+/// A large mesh, for the first program: it is the same whatever the tunnel, so it is shown for all its paths.
+fn large(estate: &mut Estate, run: &mut Run, arguments: &Arguments) -> Result<()> {
+    eprintln!("a large mesh");
+    let programs = arguments.programs.first().context("clap asks for one")?;
+    let folder = programs.split_once('=').map_or(programs.as_str(), |(_, folder)| folder);
+    let figures = scale::run(estate, &FilePath::new(folder).canonicalize()?, &settings(arguments.set.iter())?)?;
+    for path in run.paths.clone().iter().skip(1).take(arguments.tunnels.len()) {
+        for (figure, value) in &figures {
+            run.add(&format!("scale/{figure}"), path, *value);
+        }
+    }
     Ok(())
 }
 

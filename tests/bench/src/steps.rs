@@ -113,8 +113,13 @@ fn change_endpoint() -> Step {
 }
 
 fn take_endpoint() -> Step {
+    take_endpoint_of(WORKLOADS)
+}
+
+/// The same in a mesh of any size.
+pub fn take_endpoint_of(n_workloads: u32) -> Step {
     let mut holdings = Holdings::default();
-    holdings.take(world::response(1, &world::changes(WORKLOADS)));
+    holdings.take(world::response(1, &world::changes(n_workloads)));
     let view = View::new(holdings.snapshot().clone());
     let change = [Change::Workload(api::Workload { healthy: false, ..world::workload(777) })];
     let response = world::response(2, &change);

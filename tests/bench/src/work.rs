@@ -97,6 +97,9 @@ pub const FIGURES: &[Figure] = &[
     row("hold/mib_per_1000_server", "… server's", "MiB", AtMost(4.0)),
     row("released/rss_mib_client", "a moment after they closed, client's", "MiB", NoGoal),
     row("released/rss_mib_server", "… server's", "MiB", NoGoal),
+    row("scale/rss_mib", "50,000 workloads, 5,000 services: RSS of an agent", "MiB", AtMost(60.0)),
+    row("scale/apply_ms", "… read from disk, checked, applied", "ms", AtMost(1000.0)),
+    row("scale/rules_ms", "… until the kernel's rules have them", "ms", NoGoal),
 ];
 
 /// How many connections are held open for the memory figures.
