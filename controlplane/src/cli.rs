@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use sd_notify::NotifyState;
 use telemetry::log::{LogConfig, LogHandle};
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,6 +31,12 @@ enum Command {
     Serve(Box<Options>),
     /// Bring the store's schema up to date and exit; `serve` does it too
     Migrate(Box<Options>),
+    /// Write the manual pages
+    Man {
+        /// The folder they go to
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
 
 const SERVE_EXAMPLES: &str = "\
@@ -106,6 +112,8 @@ pub fn run() -> ExitCode {
     let outcome = match &cli.command {
         Command::Serve(options) => with_config(options, serve),
         Command::Migrate(options) => with_config(options, migrate),
+        Command::Man { dir } => clap_mangen::generate_to(Cli::command(), dir)
+            .map_err(|error| format!("cannot write manual pages to {}: {error}", dir.display())),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -147,12 +155,14 @@ async fn serve_async(config: &Config) -> Result<(), String> {
         "tombolo-controlplane {} serves", telemetry::build::VERSION
     );
     notify(&[NotifyState::Ready]);
-    let ended = control_plane
-        .run(async {
-            shutdown.await;
-            notify(&[NotifyState::Stopping]);
-        })
-        .await;
+    let ended = control_plane.run(async {
+        tokio::select! {
+            () = shutdown => {}
+            () = feed_watchdog() => {}
+        }
+        notify(&[NotifyState::Stopping]);
+    });
+    let ended = ended.await;
     ended.map_err(|error| telemetry::Chain(&error).to_string())
 }
 
@@ -195,6 +205,15 @@ fn shutdown() -> Result<impl Future<Output = ()>, String> {
             _ = interrupt.recv() => {}
         }
     })
+}
+
+/// As long as the runtime gets round to it; never ends.
+async fn feed_watchdog() {
+    let Some(period) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    loop {
+        notify(&[NotifyState::Watchdog]);
+        tokio::time::sleep(period / 3).await;
+    }
 }
 
 fn notify(states: &[NotifyState<'_>]) {

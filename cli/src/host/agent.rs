@@ -14,6 +14,7 @@ Examples:
   tombolo agent --config /etc/tombolo/agent.toml
   tombolo agent --print-config                 each value and the layer it is from
   tombolo agent --set log.filter=debug
+  tombolo agent --reload                       the running agent reads its settings again
   tombolo agent --cleanup                      take away what a killed agent left
 
 Layers of settings: defaults < agent.toml < agent.d/*.toml < TOMBOLO__SECTION__KEY < --set.";
@@ -26,6 +27,9 @@ pub(crate) struct AgentArgs {
     /// Print every setting with its layer, and end
     #[arg(long)]
     print_config: bool,
+    /// Let the running agent read its settings again, and end; with a mistake in them it keeps those it has
+    #[arg(long, conflicts_with_all = ["print_config", "cleanup"])]
+    reload: bool,
     /// Remove rules, routes and devices that a killed agent left, and end
     #[arg(long, conflicts_with = "print_config")]
     cleanup: bool,
@@ -34,6 +38,12 @@ pub(crate) struct AgentArgs {
     all: bool,
     #[command(flatten)]
     host: HostArgs,
+}
+
+/// What the agent answers: the keys that only a restart obeys.
+#[derive(serde::Deserialize)]
+struct Reloaded {
+    done: Vec<String>,
 }
 
 pub(super) fn run(args: AgentArgs) -> Result<Exit, HostError> {
@@ -54,11 +64,25 @@ pub(super) fn run(args: AgentArgs) -> Result<Exit, HostError> {
         output::print(&Config::load(&sources)?.print())?;
         return Ok(Exit::Ok);
     }
+    if args.reload {
+        return reload(&args.host);
+    }
     match ::agent::run::run(&sources) {
         Ok(()) => Ok(Exit::Ok),
         Err(RunError::NotJoined) => Err(HostError::NotJoined),
         Err(error) => Err(HostError::Failed(telemetry::Chain(&error).to_string())),
     }
+}
+
+fn reload(host: &HostArgs) -> Result<Exit, HostError> {
+    // Where the socket is stands in settings that may be wrong just now: the agent says so, not we.
+    let config = host.load().unwrap_or_else(|_| Config::defaults());
+    let client = host.client(&config);
+    let reloaded: Reloaded = super::block_on(client.post("/reload", &serde_json::json!({})))??;
+    if !reloaded.done.is_empty() {
+        output::note(&format!("a restart is needed for {}", reloaded.done.join(", ")));
+    }
+    Ok(Exit::Ok)
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {

@@ -19,7 +19,7 @@ Examples:
   tombolo join https://mesh.corp.example --token-file /run/credentials/token --group shop/orders
   vault read -field=token secret/mesh | tombolo join https://mesh.corp.example --token-stdin
 
-The operator gets the whole line from `tombolo token create`. Joining starts nothing.";
+The operator gets the whole line from `tombolo token create`. Joining starts nothing without --now.";
 
 pub(super) const LEAVE_EXAMPLES: &str = "\
 Examples:
@@ -48,6 +48,9 @@ pub(crate) struct JoinArgs {
     /// Join although this host has joined before
     #[arg(long)]
     force: bool,
+    /// Then enable and start the service tombolo-agent; traffic stays as it is until `tombolo intercept on`
+    #[arg(long)]
+    now: bool,
     #[command(flatten)]
     host: HostArgs,
 }
@@ -97,16 +100,37 @@ pub(super) fn join(args: JoinArgs, output: Output) -> Result<Exit, HostError> {
             return Err(if error.exit_code() == 2 { HostError::Usage(text) } else { HostError::Failed(text) });
         }
     };
+    if args.now {
+        start_service()?;
+    }
     output.show(&identity, || {
         let groups = if identity.groups.is_empty() { "none".to_owned() } else { identity.groups.join(", ") };
+        let next = match args.now {
+            true => "the agent runs and no traffic is changed; next:\n",
+            false => "nothing is started and no traffic is changed; next:\n  systemctl enable --now tombolo-agent\n",
+        };
         format!(
-            "joined {} as {}\nidentity   spiffe://{}/host/{}\ngroups     {groups}\n\nnothing is started and no \
-             traffic is changed; next:\n  systemctl enable --now tombolo-agent\n  tombolo plan\n  tombolo intercept on \
-             --confirm-within 60s\n",
+            "joined {} as {}\nidentity   spiffe://{}/host/{}\ngroups     {groups}\n\n{next}  tombolo plan\n  \
+             tombolo intercept on --confirm-within 60s\n",
             identity.control_plane, identity.host, identity.trust_domain, identity.host
         )
     })?;
     Ok(Exit::Ok)
+}
+
+/// What joined stays joined, whatever comes of this.
+fn start_service() -> Result<(), HostError> {
+    let line = ["systemctl", "enable", "--now", "--quiet", "tombolo-agent.service"];
+    let failed = |why: String| {
+        let line = line.join(" ");
+        HostError::Failed(format!("this host has joined, but `{line}` {why}: see journalctl -u tombolo-agent"))
+    };
+    let ended = std::process::Command::new(line[0]).args(&line[1..]).stdout(std::process::Stdio::null()).status();
+    match ended {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(failed(format!("ended with {status}"))),
+        Err(error) => Err(failed(format!("cannot be run ({error})"))),
+    }
 }
 
 pub(super) fn leave(args: LeaveArgs, output: Output) -> Result<Exit, HostError> {
