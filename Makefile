@@ -8,6 +8,8 @@
 #   make instructions  how many instructions single steps take, against the record (needs valgrind)
 #   make soak          ten minutes of random conversations, every byte checked; SECONDS=60 for one
 #   make vm            the service on booted Debian machines (the first run makes their roots: four minutes)
+#   make packages      deb and rpm of the release build      make repo   signed apt and dnf repositories of them
+#   make test-packages their whole life on booted Debian machines, by apt and dnf
 #   make build         both programs, quick to build      make release   as they ship
 
 SHELL := /bin/bash -o pipefail
@@ -16,7 +18,7 @@ DEBUG := target/$(TARGET)/debug
 RELEASE := target/$(TARGET)/release
 CARGO_FLAGS ?= --locked
 
-.PHONY: demo demo-clean test build release tools lint suites e2e vm sizes bench soak instructions
+.PHONY: demo demo-clean test build release tools lint suites e2e vm sizes bench soak instructions packages repo test-packages
 
 demo: tools
 	cargo build $(CARGO_FLAGS) --workspace --bins
@@ -86,3 +88,28 @@ soak: tools
 instructions:
 	cargo build $(CARGO_FLAGS) --profile bench -p bench --bin instructions
 	$(RELEASE)/instructions $(if $(RECORD),--record)
+
+# VERSION=1.2.3 makes them of another version, ARCH=arm64 of programs for that machine,
+# PROGRAMS=FOLDER of programs that are there, ARCHIVE_KEY=FILE with the keyring's package.
+PACKAGES ?= target/packages
+packages: tools
+	$(if $(PROGRAMS),,cargo build $(CARGO_FLAGS) --release -p cli -p controlplane --bins)
+	cargo xtask package --programs $(or $(PROGRAMS),$(RELEASE)) --out $(PACKAGES) $(if $(VERSION),--version $(VERSION)) \
+		$(if $(ARCH),--arch $(ARCH) --native-programs $(RELEASE)) $(if $(ARCHIVE_KEY),--archive-key $(ARCHIVE_KEY))
+
+# KEY=ID signs with that key of GNUPGHOME; without it a key of no worth is made, good for a day. URL is where
+# hosts will find it.
+REPOSITORY ?= target/repository
+repo: tools
+	@set -e; key="$(KEY)"; \
+	if [ -z "$$key" ]; then export GNUPGHOME=$(abspath target/test-key); key=$$(packaging/test-key.sh); fi; \
+	gpg --batch --yes --output target/archive-key.gpg --export "$$key"; \
+	$(MAKE) --no-print-directory packages ARCHIVE_KEY=target/archive-key.gpg; \
+	packaging/repo.sh --packages $(PACKAGES) --out $(REPOSITORY) --key "$$key" $(if $(URL),--url $(URL)); \
+	[ -n "$(KEY)" ] || gpgconf --kill gpg-agent
+
+# Of the debug build, or of PROGRAMS=FOLDER. Two at a time: there may be two cores only.
+test-packages: tools
+	cargo build $(CARGO_FLAGS) --workspace --bins
+	$(if $(PROGRAMS),TOMBOLO_PROGRAMS=$(abspath $(PROGRAMS))) cargo test $(CARGO_FLAGS) --workspace --test packages \
+		-- --test-threads 2 --show-output

@@ -14,6 +14,16 @@ need nc netcat-openbsd
 need cc build-essential
 need debootstrap debootstrap
 need systemd-nspawn systemd-container
+need dpkg-deb dpkg
+need rpmbuild rpm
+need createrepo_c createrepo-c
+need apt-ftparchive apt-utils
+need gpg gpg
+need gpg-agent gpg-agent
+need python3 python3
+need lintian lintian
+need rpmlint rpmlint
+need apparmor_parser apparmor
 [ -n "$(ls -d /usr/lib/postgresql/*/bin/initdb 2>/dev/null)" ] || missing="$missing postgresql"
 rustup component list --installed 2>/dev/null | grep -q rustfmt || command -v rustfmt >/dev/null 2>&1 || rustup component add rustfmt clippy
 [ -z "$missing" ] && exit 0

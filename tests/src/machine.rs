@@ -55,7 +55,11 @@ impl Machine {
 
     /// Boots Debian 12 as it is before anything of Tombolo was installed, with a checkout to install from.
     pub fn boot_bare(estate: &Estate, name: &str) -> Result<Self> {
-        Self::make(estate, name, Release::Bookworm, true)
+        Self::boot_bare_release(estate, name, Release::Bookworm)
+    }
+
+    pub fn boot_bare_release(estate: &Estate, name: &str, release: Release) -> Result<Self> {
+        Self::make(estate, name, release, true)
     }
 
     fn make(estate: &Estate, name: &str, release: Release, bare: bool) -> Result<Self> {

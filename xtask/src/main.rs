@@ -1,10 +1,12 @@
-//! Maintenance tasks, run as `cargo xtask TASK`. Product builds never need them: what they make is
-//! checked in.
+//! Maintenance tasks, run as `cargo xtask TASK`. Product builds never need them: what `codegen` makes is
+//! checked in, and `package` comes after them.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Parser;
+
+mod package;
 
 /// Maintenance tasks of the workspace.
 #[derive(Parser)]
@@ -15,11 +17,14 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Makes debs and rpms of built programs, as packaging/packages.toml describes them.
+    Package(package::PackageArgs),
 }
 
 fn main() -> Result<()> {
     match Task::parse() {
         Task::Codegen { check } => codegen(check),
+        Task::Package(args) => package::run(args),
     }
 }
 

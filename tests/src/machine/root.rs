@@ -19,21 +19,36 @@ pub enum Release {
     Bookworm,
     /// Debian 13: systemd 257, glibc 2.41.
     Trixie,
+    /// Debian 12 whose package manager for us is dnf.
+    BookwormWithDnf,
 }
 
 impl Release {
     fn codename(self) -> &'static str {
         match self {
-            Self::Bookworm => "bookworm",
+            Self::Bookworm | Self::BookwormWithDnf => "bookworm",
             Self::Trixie => "trixie",
         }
+    }
+
+    /// Part of its folder's name.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bookworm | Self::Trixie => self.codename(),
+            Self::BookwormWithDnf => "bookworm-dnf",
+        }
+    }
+
+    fn packages(self) -> Vec<&'static str> {
+        let more: &[&str] = if self == Self::BookwormWithDnf { &["rpm", "dnf"] } else { &[] };
+        PACKAGES.iter().chain(more).copied().collect()
     }
 }
 
 /// The folder of a release's root, made first where it is missing.
 pub fn root(release: Release) -> Result<PathBuf> {
     fs::create_dir_all(CACHE).with_context(|| format!("cannot make {CACHE}"))?;
-    let path = Path::new(CACHE).join(format!("machine-{}-{RECIPE}", release.codename()));
+    let path = Path::new(CACHE).join(format!("machine-{}-{RECIPE}", release.name()));
     if path.exists() {
         return Ok(path);
     }
@@ -55,7 +70,7 @@ pub fn root(release: Release) -> Result<PathBuf> {
 
 fn debootstrap(release: Release, folder: &Path) -> Result<()> {
     let mut command = Command::new("debootstrap");
-    command.args(["--variant=minbase", &format!("--include={}", PACKAGES.join(",")), release.codename()]);
+    command.args(["--variant=minbase", &format!("--include={}", release.packages().join(",")), release.codename()]);
     command.arg(folder).arg(MIRROR);
     let output = finish(command, LIMIT).context("debootstrap is missing: run tests/tools.sh")?;
     let said = crate::estate::last_lines(&output.stdout, 5);

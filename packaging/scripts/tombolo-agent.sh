@@ -1,0 +1,39 @@
+unit=tombolo-agent.service
+
+installed() {
+    systemd-tmpfiles --create tombolo-agent.conf || :
+    if [ -r /sys/module/apparmor/parameters/enabled ] && command -v apparmor_parser >/dev/null; then
+        apparmor_parser -r -T -W /etc/apparmor.d/tombolo-agent || say "the AppArmor profile is not loaded"
+    fi
+    enable_unit $unit "$1"
+    reload_units
+    if has_systemd && systemctl --quiet is-active $unit; then
+        hand_over "$1"
+    elif [ -e /var/lib/tombolo/identity.json ]; then
+        say "this host has joined and its agent does not run: systemctl start tombolo-agent"
+    fi
+}
+
+# The one place where a running agent gives way to the one that was just installed.
+hand_over() {
+    if ! mistakes=$(tombolo agent --config /etc/tombolo/agent.toml --print-config 2>&1 >/dev/null); then
+        say "the agent of version $1 goes on running: the new one cannot use the settings. $mistakes"
+        say "correct them, then: systemctl restart tombolo-agent"
+        return 0
+    fi
+    restart_unit $unit || say "the new agent does not start: journalctl -u tombolo-agent"
+}
+
+# Out of the path first: the agent drains and takes its rules away; what a killed one left goes too.
+removing() {
+    stop_unit $unit || :
+    tombolo agent --cleanup --all || say "rules are left: see \`nft list ruleset\` and \`ip rule\`"
+}
+
+removed() {
+    if [ -r /sys/module/apparmor/parameters/enabled ] && command -v apparmor_parser >/dev/null; then
+        echo 'profile tombolo-agent { }' | apparmor_parser -R >/dev/null 2>&1 || :
+    fi
+    forget_unit $unit removed
+    reload_units
+}

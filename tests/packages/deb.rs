@@ -1,0 +1,144 @@
+//! A life with apt: install, join, traffic, upgrade, downgrade, remove, purge.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use tests::machine::{AGENT, Release};
+use tests::{Machine, wait_until};
+
+use crate::repository::{NEW, OLD};
+use crate::site::Site;
+
+#[test]
+fn three_commands_and_a_minute_from_a_bare_machine_to_the_first_meshed_request() -> Result<()> {
+    let site = Site::open(Release::Bookworm)?;
+    let token = site.join_line()?;
+    let join: Vec<&str> = token.iter().map(String::as_str).chain(["--now"]).collect();
+    let started = Instant::now();
+    site.apt(&["install", "tombolo-agent"])?;
+    site.web.tombolo_ok(&join)?;
+    site.web.tombolo_ok(&["intercept", "on"])?;
+    site.ensure_served()?;
+    let took = started.elapsed();
+    println!("three commands, {took:?}");
+    ensure!(took < Duration::from_secs(60), "{took:?}");
+    Ok(())
+}
+
+#[test]
+fn a_life_with_apt_on_debian_12() -> Result<()> {
+    a_life_with_apt(Release::Bookworm)
+}
+
+#[test]
+fn a_life_with_apt_on_debian_13() -> Result<()> {
+    a_life_with_apt(Release::Trixie)
+}
+
+fn a_life_with_apt(release: Release) -> Result<()> {
+    let site = Site::open(release)?;
+    let old = [format!("tombolo={OLD}-1"), format!("tombolo-agent={OLD}-1")];
+    // A session that was there before us and is none of our business.
+    site.web.start_unit("session", &format!("/usr/bin/testhost hold {}:8081", site.orders.address()))?;
+    alive(&site.web, "before")?;
+
+    site.apt(&["install", &old[0], &old[1]])?;
+    ensure_inert(&site.web)?;
+    site.mesh()?;
+    alive(&site.web, "with interception")?;
+
+    // Upgrade, under load, with settings of one's own.
+    site.web.shell("sed -i 's/^filter = \"info\"/filter = \"info,proxy=debug\"/' /etc/tombolo/agent.toml")?;
+    let (settings, pid) = (site.web.run_ok("cat", &["/etc/tombolo/agent.toml"])?, site.agent_pid()?);
+    site.web.start_unit("load", LOAD)?;
+    let said = site.apt(&["install", "tombolo-agent"])?;
+    ensure!(version(&site.web, "tombolo-agent")? == format!("{NEW}-1"), "{said}");
+    ensure!(site.agent_pid()? != pid, "the earlier agent still runs: {said}");
+    site.ensure_served()?;
+    ensure!(site.web.run_ok("cat", &["/etc/tombolo/agent.toml"])? == settings, "the upgrade changed the settings");
+    site.web.run_ok("systemctl", &["stop", "load"])?;
+    let load = site.web.journal("load")?;
+    println!(
+        "upgraded under load: {} answers, {} without",
+        load.matches("200").count(),
+        load.matches("failed").count()
+    );
+    ensure!(load.contains("200"), "{load}");
+    alive(&site.web, "after the upgrade")?;
+
+    // And back.
+    let pid = site.agent_pid()?;
+    site.apt(&["install", "--allow-downgrades", &old[0], &old[1]])?;
+    ensure!(version(&site.web, "tombolo-agent")? == format!("{OLD}-1"));
+    ensure!(site.agent_pid()? != pid, "the newer agent still runs");
+    site.ensure_served()?;
+    ensure!(site.web.run_ok("cat", &["/etc/tombolo/agent.toml"])? == settings, "the downgrade changed the settings");
+
+    // Away, and again: still the same host of the mesh.
+    site.apt(&["remove", "tombolo-agent"])?;
+    ensure_out_of_the_path(&site.web)?;
+    alive(&site.web, "after the removal")?;
+    for kept in ["/etc/tombolo/agent.toml", "/var/lib/tombolo/identity.json"] {
+        ensure!(site.web.path(kept)?.exists(), "the removal took {kept}");
+    }
+    let said = site.apt(&["install", "tombolo-agent"])?;
+    ensure!(said.contains("systemctl start tombolo-agent"), "it does not say how to go on: {said}");
+    site.web.run_ok("systemctl", &["start", AGENT])?;
+    site.ensure_served()?;
+
+    site.apt(&["purge", "tombolo-agent", "tombolo"])?;
+    ensure_out_of_the_path(&site.web)?;
+    alive(&site.web, "after the purge")?;
+    site.web.run_ok("systemctl", &["stop", "session"])?;
+    let units = [
+        "file /etc/systemd/system/session.service",
+        "file /etc/systemd/system/load.service",
+        "unit session",
+        "unit load",
+    ];
+    let trust = ["file /usr/share/keyrings/tombolo", "file /etc/apt/sources.list.d/tombolo.sources"];
+    let allowed: Vec<&str> = units.into_iter().chain(trust).collect();
+    crate::census::Census::take(&site.web)?.ensure_as(&site.before, &allowed)
+}
+
+/// Installed, and nothing has changed for anybody.
+fn ensure_inert(web: &Machine) -> Result<()> {
+    ensure_out_of_the_path(web)?;
+    ensure!(web.property(AGENT, "UnitFileState")? == "enabled");
+    let failed = web.run_ok("systemctl", &["--failed", "--no-legend", "--plain"])?;
+    ensure!(failed.trim().is_empty(), "{failed}");
+    web.run_ok("systemctl", &["start", AGENT])?;
+    ensure!(web.property(AGENT, "ActiveState")? == "inactive", "it runs although it has not joined");
+    ensure!(web.run("tombolo", &["status"])?.code == 3, "status does not say that this host has not joined");
+    let page = web.shell("zcat /usr/share/man/man1/tombolo-agent.1.gz | head -20")?.stdout;
+    ensure!(page.contains("tombolo-agent"), "the unit names a manual page that is not there: {page}");
+    Ok(())
+}
+
+/// No table, rule, link or socket of ours, and no agent.
+pub fn ensure_out_of_the_path(web: &Machine) -> Result<()> {
+    let kernel =
+        web.run_ok("sh", &["-c", "nft list ruleset; ip rule; ip -6 rule; ip -brief link; ss -tulnxp; ls /run"])?;
+    ensure!(!kernel.contains("tombolo") && !kernel.contains("29805") && !kernel.contains(":15008"), "left: {kernel}");
+    ensure!(web.property(AGENT, "ActiveState")? == "inactive");
+    Ok(())
+}
+
+fn version(web: &Machine, package: &str) -> Result<String> {
+    web.run_ok("dpkg-query", &["-W", "-f", "${Version}", package])
+}
+
+/// The old session still gets its bytes back.
+fn alive(web: &Machine, when: &str) -> Result<()> {
+    let count = || web.journal("session").map(|log| log.matches("alive").count()).unwrap_or_default();
+    let before = count();
+    wait_until(
+        &format!("the open session goes on {when}"),
+        || if count() > before + 1 { Ok(()) } else { Err("silent") },
+    );
+    ensure!(!web.journal("session")?.contains("broken"), "the session broke {when}");
+    Ok(())
+}
+
+/// One request after the other.
+const LOAD: &str = "/bin/sh -c 'while :; do curl -s -o /dev/null -w %%{http_code}\\\\n --max-time 2 http://orders.shop.mesh/ || echo failed; sleep 0.05; done'";

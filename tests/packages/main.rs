@@ -1,0 +1,13 @@
+//! The packages as administrators meet them: made, signed, served over HTTP, installed on booted Debian
+//! machines by apt and dnf, upgraded, downgraded, removed and purged.
+//!
+//! They are made of the programs beside the running test, or of those in `TOMBOLO_PROGRAMS`.
+
+mod bad;
+mod census;
+mod controlplane;
+mod deb;
+mod quality;
+mod repository;
+mod rpm;
+mod site;

@@ -1,0 +1,91 @@
+//! The packages as the distributions' own checkers see them, and whether they can be made again.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use tests::netns::finish;
+
+use crate::repository::{NEW, Repository, make_packages, run, sources};
+
+#[test]
+fn made_again_they_are_the_same_to_the_byte() -> Result<()> {
+    let repository = Repository::made()?;
+    let again = tempfile::tempdir()?;
+    make_packages(NEW, again.path(), Some(&repository.path("key.gpg")))?;
+    let (first, second) = (sums(&repository.path("packages"))?, sums(again.path())?);
+    ensure!(second.len() == 8, "not every package was made: {second:?}");
+    for (name, sum) in &second {
+        ensure!(first.get(name) == Some(sum), "{name} is another one the second time");
+    }
+    Ok(())
+}
+
+fn sums(folder: &Path) -> Result<BTreeMap<String, String>> {
+    let said = run(Command::new("sh").args(["-c", "cd \"$0\" && sha256sum *"]).arg(folder))?;
+    let pairs = said.lines().filter_map(|line| line.split_once("  "));
+    Ok(pairs.map(|(sum, name)| (name.to_owned(), sum.to_owned())).collect())
+}
+
+#[test]
+fn lintian_finds_nothing_but_what_is_meant() -> Result<()> {
+    let repository = Repository::made()?;
+    let mut command = Command::new("lintian");
+    command.args(["--no-cfg", "--allow-root", "--fail-on", "error,warning", "--suppress-tags-from-file"]);
+    command.arg(sources().join("packaging/lintian.suppress"));
+    let output = finish(with_packages(command, &repository.path("packages"), ".deb")?, LIMIT)?;
+    ensure!(output.ok(), "{}{}", output.stdout, output.stderr);
+    Ok(())
+}
+
+#[test]
+fn rpmlint_finds_nothing_but_what_is_meant() -> Result<()> {
+    let repository = Repository::made()?;
+    let mut command = Command::new("rpmlint");
+    command.arg("--config").arg(sources().join("packaging/rpmlint.toml"));
+    let output = finish(with_packages(command, &repository.path("repository/rpm"), ".rpm")?, LIMIT)?;
+    ensure!(output.ok() && output.stdout.contains(" 0 warnings"), "{}{}", output.stdout, output.stderr);
+    Ok(())
+}
+
+fn with_packages(mut command: Command, folder: &Path, kind: &str) -> Result<Command> {
+    let files = std::fs::read_dir(folder)?.flatten().map(|entry| entry.path());
+    let ours = |path: &Path| path.to_string_lossy().contains(NEW) && path.to_string_lossy().ends_with(kind);
+    command.args(files.filter(|path| ours(path)));
+    Ok(command)
+}
+
+#[test]
+fn the_apparmor_profile_can_be_parsed() -> Result<()> {
+    let mut command = Command::new("apparmor_parser");
+    run(command.args(["--skip-kernel-load", "--skip-cache"]).arg(sources().join("packaging/files/apparmor")))
+        .map(|_| ())
+}
+
+#[test]
+fn the_bill_of_materials_names_every_linked_crate() -> Result<()> {
+    let repository = Repository::made()?;
+    let deb = repository.path("packages").join(format!("tombolo_{NEW}-1_amd64.deb"));
+    let line = "dpkg-deb --fsys-tarfile \"$0\" | tar -xO ./usr/share/doc/tombolo/tombolo.cdx.json.gz | zcat";
+    let bill: serde_json::Value = serde_json::from_str(&run(Command::new("sh").args(["-c", line]).arg(&deb))?)?;
+    ensure!(
+        bill["bomFormat"] == "CycloneDX" && bill["metadata"]["component"]["version"] == NEW,
+        "{}",
+        bill["metadata"]
+    );
+    let components = bill["components"].as_array().context("components")?;
+    let linked = |name: &str| components.iter().any(|one| one["name"] == name);
+    ensure!(
+        linked("rustls") && linked("tokio") && linked("aws-lc-sys") && linked("agent"),
+        "{} crates",
+        components.len()
+    );
+    // What only tests and builds use is not in the program.
+    ensure!(!linked("proptest") && !linked("sqlx") && !linked("protox"));
+    let without: Vec<_> = components.iter().filter(|one| one["licenses"].is_null()).map(|one| &one["name"]).collect();
+    ensure!(without.is_empty(), "without a licence: {without:?}");
+    Ok(())
+}
+
+const LIMIT: std::time::Duration = std::time::Duration::from_secs(300);

@@ -1,0 +1,142 @@
+//! Two versions of every package, made once for all tests, and a repository of them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tests::estate::program;
+use tests::netns::finish;
+
+/// What hosts upgrade from and to. The programs in them are the same.
+pub const OLD: &str = "0.9.0";
+pub const NEW: &str = "0.9.1";
+
+/// Packages of both versions, the key that signs them and the repository, in one folder of the target
+/// folder, made anew by each run.
+pub struct Repository {
+    folder: PathBuf,
+    pub key: String,
+}
+
+impl Repository {
+    /// Makes it at the first call.
+    pub fn made() -> Result<&'static Self> {
+        static MADE: OnceLock<Result<Repository, String>> = OnceLock::new();
+        let made = MADE.get_or_init(|| Self::make().map_err(|error| format!("{error:#}")));
+        made.as_ref().map_err(|error| anyhow::anyhow!("no packages: {error}"))
+    }
+
+    fn make() -> Result<Self> {
+        let folder = program("tombolo")?.with_file_name("packages-of-the-tests");
+        if folder.exists() {
+            end_gpg_agent(&folder)?;
+            std::fs::remove_dir_all(&folder)?;
+        }
+        let made = Self { key: make_key(&folder, "Tombolo test archive", None)?, folder };
+        let public = made.path("key.gpg");
+        run(made.gpg().args(["--output"]).arg(&public).args(["--export", &made.key]))?;
+        for version in [OLD, NEW] {
+            make_packages(version, &made.path("packages"), Some(&public))?;
+        }
+        made.publish("repository", 30)?;
+        Ok(made)
+    }
+
+    /// Signs and lists the packages in a folder of that name.
+    pub fn publish(&self, name: &str, valid_days: i32) -> Result<PathBuf> {
+        let out = self.path(name);
+        let mut command = Command::new(sources().join("packaging/repo.sh"));
+        command.env("GNUPGHOME", self.path("gnupg")).args(["--key", &self.key, "--url", URL]);
+        command.arg("--packages").arg(self.path("packages")).arg("--out").arg(&out);
+        let signed = run(command.args(["--valid-days", &valid_days.to_string()]));
+        end_gpg_agent(&self.folder)?;
+        signed.map(|_| out)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    fn gpg(&self) -> Command {
+        let mut command = Command::new("gpg");
+        command.args(["--batch", "--yes"]).env("GNUPGHOME", self.path("gnupg"));
+        command
+    }
+}
+
+/// A key pair in `folder`/gnupg without a passphrase; answers its fingerprint.
+pub fn make_key(folder: &Path, name: &str, faked_time: Option<&str>) -> Result<String> {
+    use std::os::unix::fs::DirBuilderExt;
+    let home = folder.join("gnupg");
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&home)?;
+    let mut command = Command::new("gpg");
+    command.env("GNUPGHOME", &home).args(["--batch", "--passphrase", "", "--status-fd", "1"]);
+    command.args(faked_time.map(|time| format!("--faked-system-time={time}")));
+    // RSA: rpm before 4.18 knows no elliptic curves.
+    let said = run(command.args(["--quick-generate-key", name, "rsa3072", "sign", "1d"]))?;
+    let line = said.lines().find(|line| line.contains("KEY_CREATED")).context("gpg made no key")?;
+    Ok(line.split_whitespace().last().context("gpg names the key")?.to_owned())
+}
+
+/// gpg starts an agent for each of its folders, which would stay.
+pub fn end_gpg_agent(folder: &Path) -> Result<()> {
+    let mut command = Command::new("gpgconf");
+    run(command.env("GNUPGHOME", folder.join("gnupg")).args(["--kill", "gpg-agent"])).map(|_| ())
+}
+
+/// `cargo xtask package`, with little compression.
+pub fn make_packages(version: &str, out: &Path, key: Option<&Path>) -> Result<()> {
+    let mut command = Command::new(program("xtask")?);
+    command.args(["package", "--quick", "--version", version, "--out"]).arg(out);
+    command.arg("--programs").arg(programs()?).env("SOURCE_DATE_EPOCH", "1767225600");
+    if let Some(key) = key {
+        command.arg("--archive-key").arg(key);
+    }
+    run(&mut command).map(|_| ())
+}
+
+/// The programs to be packaged. Debugging information would make packages of 130 MB.
+fn programs() -> Result<PathBuf> {
+    if let Some(folder) = std::env::var_os("TOMBOLO_PROGRAMS") {
+        return Ok(PathBuf::from(folder));
+    }
+    static STRIPPED: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(folder) = STRIPPED.get() {
+        return Ok(folder.clone());
+    }
+    let folder = program("tombolo")?.with_file_name("stripped");
+    std::fs::create_dir_all(&folder)?;
+    for name in ["tombolo", "tombolo-controlplane"] {
+        // Written aside and moved: another suite may be reading.
+        let partial = folder.join(format!("{name}.{}", std::process::id()));
+        run(Command::new("strip").arg("-o").arg(&partial).arg(program(name)?))?;
+        std::fs::rename(partial, folder.join(name))?;
+    }
+    Ok(STRIPPED.get_or_init(|| folder).clone())
+}
+
+/// The folder of the sources.
+pub fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Runs a tool of this machine, which must succeed; answers its standard output.
+pub fn run(command: &mut Command) -> Result<String> {
+    let line = format!("{command:?}");
+    let mut taken = Command::new(command.get_program());
+    taken.args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => taken.env(name, value),
+            None => taken.env_remove(name),
+        };
+    }
+    let output = finish(taken, Duration::from_secs(300))?;
+    ensure!(output.ok(), "{line} ended with {}: {} {}", output.code, output.stdout.trim(), output.stderr.trim());
+    Ok(output.stdout)
+}
+
+/// Where the estate's hosts find it.
+pub const URL: &str = "http://10.88.0.1";
