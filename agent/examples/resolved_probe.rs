@@ -24,7 +24,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let follower = Follower::spawn(Sources { files: ResolvFiles::default(), fixed: Vec::new(), own: vec![server] });
     let view = View::new(snapshot(1, &["orders.shop.mesh".to_owned()]));
     let mut registry = Registry::default();
-    let dns = DnsServer::bind(DnsConfig::new(follower.upstreams()), view.clone(), &mut registry).await?;
+    let dns = DnsServer::bind(DnsConfig::new(follower.upstreams()), vec![], view.clone(), &mut registry).await?;
     let (trigger, drain) = proxy::drain::channel();
     let serving = tokio::spawn(dns.run(drain));
     let config = NamesConfig {

@@ -218,6 +218,14 @@ pub fn service_manager() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
+/// With which status the service's main process has ended, for a command of `ExecStopPost=`
+/// (systemd.exec(5)); `None` for any other process.
+pub fn ended_service() -> Option<String> {
+    std::env::var_os("SERVICE_RESULT")?;
+    let status = std::env::var_os("EXIT_STATUS").unwrap_or_default();
+    Some(status.to_string_lossy().into_owned())
+}
+
 impl Log {
     /// What `auto` means for this process: systemd says by JOURNAL_STREAM that journald reads along
     /// (systemd.exec(5)).

@@ -257,18 +257,21 @@ pub fn leftovers() -> Result<Vec<Leftover>, NetlinkError> {
     Ok(found)
 }
 
-/// Removes what a dead agent left behind, and says what that was. The table of an agent that lives is
-/// not touched. The block table is `BlockTable`'s.
+/// Whether a process, or the service manager for the next one, holds the socket that owns the table.
+pub fn is_owned() -> Result<bool, NetlinkError> {
+    let reader = NetlinkSocket::open(NETFILTER)?;
+    Ok(nftables::table(&reader, ruleset::TABLE)?.is_some_and(|table| table.owner.is_some()))
+}
+
+/// Removes what a dead agent left behind, and says what that was. A table that is owned goes with its
+/// owner and not here; while its owner lives do not call this, because it needs its routes. The block
+/// table is `BlockTable`'s.
 pub fn clean() -> Result<Vec<Leftover>, ApplyError> {
     let socket = NetlinkSocket::open(NETFILTER)?;
     let mut removed = Vec::new();
-    match nftables::table(&socket, ruleset::TABLE)? {
-        Some(table) if table.owner.is_none() => {
-            remove_table(&socket, &socket, ruleset::TABLE)?;
-            removed.push(Leftover { what: format!("table inet {}", ruleset::TABLE) });
-        }
-        Some(_) => return Ok(removed),
-        None => {}
+    if nftables::table(&socket, ruleset::TABLE)?.is_some_and(|table| table.owner.is_none()) {
+        remove_table(&socket, &socket, ruleset::TABLE)?;
+        removed.push(Leftover { what: format!("table inet {}", ruleset::TABLE) });
     }
     let routes = NetlinkSocket::open(ROUTE)?;
     removed.extend(routing::remove(&routes)?.into_iter().map(|what| Leftover { what }));

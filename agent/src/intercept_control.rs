@@ -54,7 +54,10 @@ enum Command {
     Intercept(InterceptCommand, oneshot::Sender<Result<(), String>>),
     Settings(Box<config::Interception>),
     /// The agent stops: let captured connections end, unless the rules are to be held.
-    Quiet(oneshot::Sender<()>),
+    Quiet {
+        is_held: bool,
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// What the task is made of.
@@ -85,6 +88,8 @@ pub struct Controller {
     parked: bool,
     /// The agent ends: the rules follow nothing any more.
     stopping: bool,
+    /// The rules outlive this process, in the service manager's hands.
+    held: bool,
 }
 
 impl Control {
@@ -112,6 +117,7 @@ impl Control {
             quieting: false,
             parked: false,
             stopping: false,
+            held: false,
         };
         (control, controller)
     }
@@ -137,10 +143,10 @@ impl Control {
         let _ = self.commands.send(Command::Settings(Box::new(settings))).await;
     }
 
-    /// New connections pass from when it answers; captured ones go on.
-    pub async fn quiet(&self) {
+    /// New connections pass from when it answers, unless the rules are to be held; captured ones go on.
+    pub async fn quiet(&self, is_held: bool) {
         let (reply, done) = oneshot::channel();
-        if self.commands.send(Command::Quiet(reply)).await.is_ok() {
+        if self.commands.send(Command::Quiet { is_held, reply }).await.is_ok() {
             let _ = done.await;
         }
     }

@@ -21,7 +21,7 @@ use telemetry::log::LogHandle;
 use telemetry::metrics::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::admin::{Order, Parts};
 use crate::attribute::CgroupAttribution;
@@ -35,7 +35,8 @@ use crate::names::Names;
 use crate::register::{self, Refused};
 use crate::resolv::{self, Follower};
 use crate::state::{StateDir, StateError, StateLock};
-use crate::{join, systemd, workloads};
+use crate::systemd::{self, Kept, Parked};
+use crate::{join, workloads};
 
 mod listeners;
 mod reload;
@@ -82,6 +83,11 @@ pub fn run(sources: &Sources) -> Result<(), RunError> {
     let config = Config::load(sources)?;
     let log = telemetry::log::init(&config.log.settings());
     let log = log.inspect_err(|error| eprint_once(&Chain(error).to_string())).ok();
+    let parked = parked.unwrap_or_else(|error| {
+        warn!(%error, "what the agent before this one has parked cannot be taken over and is released");
+        systemd::unpark(Kept::Rules);
+        Parked::default()
+    });
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(RunError::Runtime)?;
     let ended = runtime.block_on(async { Agent::start(config, sources.clone(), log, parked).await?.serve().await });
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -129,12 +135,7 @@ impl Attribution for Attributed {
 }
 
 impl Agent {
-    async fn start(
-        config: Config,
-        sources: Sources,
-        log: Option<LogHandle>,
-        parked: Option<std::os::fd::OwnedFd>,
-    ) -> Result<Self, RunError> {
+    async fn start(config: Config, sources: Sources, log: Option<LogHandle>, parked: Parked) -> Result<Self, RunError> {
         // Who are we?
         let state = StateDir::open(&config.paths.state_dir)?;
         let identity = state.identity()?.ok_or(RunError::NotJoined)?;
@@ -164,7 +165,7 @@ impl Agent {
             fixed: config.dns.upstreams.clone(),
             own: config.dns.listen.clone(),
         });
-        let dns = bind_dns(&config, &resolvers, &view, &mut registry).await?;
+        let dns = bind_dns(&config, parked.names, &resolvers, &view, &mut registry).await?;
         let ports = own_ports(&proxy.handle(), &config);
         let names = Names::spawn(names_config(&config, dns.as_ref()), resolvers.resolvers(), view.clone());
         let registry = Arc::new(registry);
@@ -202,7 +203,7 @@ impl Agent {
                 health: verdicts.subscribe(),
                 registry: registry.clone(),
             },
-            parked,
+            parked: parked.rules,
         });
         let intercepting = watch::Sender::new(false);
         let (published, stopping) = (watch::Sender::new(Arc::new(config.clone())), watch::Sender::new(false));
@@ -231,7 +232,8 @@ impl Agent {
         let handle = proxy.handle();
         serving.spawn(proxy.run(traffic.1.clone()));
         if let Some(dns) = dns {
-            serving.spawn(dns.run(traffic.1.clone()));
+            // As long as there is an agent: programs ask for names until it is gone.
+            tasks.spawn(dns.run(background.1.clone()));
         }
         let drain = background.1.clone();
         tasks.spawn(stream.run(drain.clone()));

@@ -13,6 +13,7 @@ mod metrics;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -76,12 +77,18 @@ const PAUSE: Duration = Duration::from_millis(100);
 const PORT_TRIES: usize = 16;
 
 impl DnsServer {
-    /// Binds every address over UDP and TCP. An address of a family that the host does not have is
-    /// left out, as long as one is left.
-    pub async fn bind(config: DnsConfig, view: View, registry: &mut Registry) -> Result<Self, DnsBindError> {
+    /// Binds every address over UDP and TCP, or takes a socket of `given` that is bound to it already.
+    /// An address of a family that the host does not have is left out, as long as one is left.
+    pub async fn bind(
+        config: DnsConfig,
+        given: Vec<OwnedFd>,
+        view: View,
+        registry: &mut Registry,
+    ) -> Result<Self, DnsBindError> {
         let mut sockets = Vec::new();
+        let mut given: Vec<Socket> = given.into_iter().map(Socket::from).collect();
         for address in &config.listen {
-            match listen(*address, config.mark) {
+            match listen(*address, config.mark, &mut given) {
                 Ok((udp, tcp)) => sockets.push((Arc::new(udp), tcp)),
                 Err(error) if is_absent(&error) => {
                     warn!(%address, "this host has no such address: DNS is not served there");
@@ -103,6 +110,11 @@ impl DnsServer {
             warned_of_loop: AtomicBool::new(false),
         };
         Ok(Self { sockets, shared: Arc::new(shared) })
+    }
+
+    /// The sockets, for the program that serves after this one.
+    pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.sockets.iter().flat_map(|(udp, tcp)| [udp.as_fd(), tcp.as_fd()])
     }
 
     /// The addresses served, each over UDP and TCP.
@@ -259,7 +271,11 @@ impl Shared {
 }
 
 /// One address over UDP and TCP, the same port for both.
-fn listen(address: SocketAddr, mark: u32) -> io::Result<(UdpSocket, TcpListener)> {
+fn listen(address: SocketAddr, mark: u32, given: &mut Vec<Socket>) -> io::Result<(UdpSocket, TcpListener)> {
+    let (udp, tcp) = (take(given, address, Type::DGRAM), take(given, address, Type::STREAM));
+    if let (Some(udp), Some(tcp)) = (udp, tcp) {
+        return Ok((UdpSocket::from_std(udp.into())?, TcpListener::from_std(tcp.into())?));
+    }
     let mut tries = if address.port() == 0 { PORT_TRIES } else { 1 };
     loop {
         tries -= 1;
@@ -272,6 +288,16 @@ fn listen(address: SocketAddr, mark: u32) -> io::Result<(UdpSocket, TcpListener)
             Err(error) => return Err(error),
         }
     }
+}
+
+/// The socket of this kind that is bound to the address. Whoever bound it did so as [`socket`] does.
+fn take(given: &mut Vec<Socket>, address: SocketAddr, kind: Type) -> Option<Socket> {
+    let fits = |socket: &Socket| {
+        socket.r#type().is_ok_and(|found| found == kind)
+            && socket.local_addr().is_ok_and(|bound| bound.as_socket() == Some(address))
+    };
+    let position = given.iter().position(fits)?;
+    Some(given.swap_remove(position))
 }
 
 /// With a fixed port, `SO_REUSEPORT` lets the agent's next process serve while this one drains.

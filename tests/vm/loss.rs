@@ -34,11 +34,12 @@ fn killed_the_table_is_gone_at_once_and_comes_back_with_the_agent() -> Result<()
 }
 
 #[test]
-fn held_the_table_is_there_all_through_a_restart() -> Result<()> {
+fn held_rules_and_names_are_there_all_through_a_restart_and_go_with_a_stop() -> Result<()> {
     let shop = shop::open("[interception]\non_agent_loss = \"hold\"\n")?;
+    let before = [links(&shop.web)?, routing(&shop.web)?];
     let restarted = |what: &str, restart: &dyn Fn() -> Result<()>| -> Result<()> {
         let old = shop.web.property(AGENT, "MainPID")?;
-        let looks = while_looking_for_the_table(&shop.web, || {
+        let [tables, names] = while_looking([&|| has_table(&shop.web), &|| name_answers(&shop.web)], || {
             restart()?;
             wait_until(&format!("a new agent is active after {what}"), || {
                 let pid = shop.web.property(AGENT, "MainPID").map_err(|error| error.to_string())?;
@@ -48,15 +49,27 @@ fn held_the_table_is_there_all_through_a_restart() -> Result<()> {
             shop.web.wait_answers("http://orders.shop.mesh/");
             Ok(())
         })?;
-        println!("{what}: the table was there each of {looks} times");
+        println!("{what}: the table was there each of {tables} times, a name answered {names} times");
+        let now = [links(&shop.web)?, routing(&shop.web)?];
+        ensure!(now == before, "{what}\nbefore: {before:#?}\nnow: {now:#?}");
         Ok(())
     };
+    wait_until("systemd-resolved answers mesh names", || name_answers(&shop.web).map_err(|error| error.to_string()));
+    // Nothing of an agent that lives is cleaned away.
+    shop.web.tombolo_ok(&["agent", "--cleanup"])?;
+    ensure!([links(&shop.web)?, routing(&shop.web)?] == before, "{}", links(&shop.web)?);
     restarted("systemctl restart", &|| shop.web.run_ok("systemctl", &["restart", AGENT]).map(|_| ()))?;
     restarted("kill -9", &|| kill(&shop.web))?;
-    // Held is for restarts: a stop lets go.
+    // Held is for restarts: a stop lets go, also of an agent that must be killed.
     shop.web.run_ok("systemctl", &["stop", AGENT])?;
-    ensure!(!shop.tables()?.contains("tombolo"), "{}", shop.tables()?);
-    Ok(())
+    shop::ensure_untouched(&shop.web).with_context(|| shop.web.journal(AGENT).unwrap_or_default())?;
+    shop.web.override_unit(AGENT, "[Service]\nKillSignal=SIGKILL\n")?;
+    shop.web.run_ok("systemctl", &["start", AGENT])?;
+    shop.web.wait_answers("http://orders.shop.mesh/");
+    shop.web.run_ok("systemctl", &["stop", AGENT])?;
+    ensure!(shop.web.property(AGENT, "Result")? == "signal", "it ended by itself");
+    shop.web.run_ok("systemctl", &["reset-failed", AGENT])?;
+    shop::ensure_untouched(&shop.web).with_context(|| shop.web.journal(AGENT).unwrap_or_default())
 }
 
 #[test]
@@ -132,24 +145,54 @@ fn kill(machine: &Machine) -> Result<()> {
     machine.run_ok("systemctl", &["kill", "--signal=KILL", "--kill-who=main", AGENT]).map(|_| ())
 }
 
-/// Runs `work` while another thread asks the kernel for the table as often as it can; how often it
-/// looked, or an error if the table was missing once.
-fn while_looking_for_the_table(machine: &Machine, work: impl FnOnce() -> Result<()>) -> Result<usize> {
+fn has_table(machine: &Machine) -> Result<()> {
+    let seen = tables(machine)?;
+    ensure!(seen.contains("inet tombolo"), "the table is gone: {seen:?}");
+    Ok(())
+}
+
+/// Past systemd-resolved's cache, as a process that asks for a name for the first time.
+fn name_answers(machine: &Machine) -> Result<()> {
+    let answer = machine.run("resolvectl", &["query", "--cache=no", "orders.shop.mesh"])?;
+    ensure!(answer.stdout.contains("240.240."), "orders.shop.mesh does not resolve: {answer:?}");
+    Ok(())
+}
+
+fn links(machine: &Machine) -> Result<String> {
+    machine.run_ok("ip", &["-brief", "link"])
+}
+
+/// The rules and routes of policy routing, both families.
+fn routing(machine: &Machine) -> Result<String> {
+    machine.run_ok("sh", &["-c", "for f in -4 -6; do ip $f rule; ip $f route show table all; done"])
+}
+
+/// Runs `work` while other threads look as often as they can; how often each looked, or an error if
+/// what it looks for was missing once.
+fn while_looking<const N: usize>(
+    looks: [&(dyn Fn() -> Result<()> + Sync); N],
+    work: impl FnOnce() -> Result<()>,
+) -> Result<[usize; N]> {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let looker = scope.spawn(|| {
-            let mut looks = 0;
-            while !done.load(Ordering::Relaxed) {
-                let seen = tables(machine)?;
-                ensure!(seen.contains("inet tombolo"), "the table was gone at look {looks}: {seen:?}");
-                looks += 1;
-            }
-            Ok(looks)
+        let lookers = looks.map(|look| {
+            let done = &done;
+            scope.spawn(move || {
+                let mut count = 0;
+                while !done.load(Ordering::Relaxed) {
+                    look().with_context(|| format!("at look {count}"))?;
+                    count += 1;
+                }
+                Ok::<_, anyhow::Error>(count)
+            })
         });
         let worked = work();
         done.store(true, Ordering::Relaxed);
-        let looks = looker.join().ok().context("the looker ended early")??;
+        let mut counts = [0; N];
+        for (count, looker) in counts.iter_mut().zip(lookers) {
+            *count = looker.join().ok().context("a looker ended early")??;
+        }
         worked?;
-        Ok(looks)
+        Ok(counts)
     })
 }

@@ -1,5 +1,6 @@
 //! The task that owns the rules: obeys commands, follows the snapshot, repairs, and rolls back.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::config;
 use crate::intercept::ruleset::build;
 use crate::intercept::{Applied, BlockTable, Interception, Ruleset, Wanted};
 use crate::state::InterceptionState;
-use crate::systemd;
+use crate::systemd::{self, Kept};
 
 /// After a change of the snapshot, until the rules follow: a burst of changes is one.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -22,6 +23,8 @@ const SETTLE: Duration = Duration::from_millis(50);
 const TEST_PERIOD: Duration = Duration::from_secs(2);
 /// Failed self-tests in a row before the change is taken back: one lost packet is not harm.
 const FAILED_TESTS: u32 = 2;
+/// After the kernel refused the rules, until they are tried again.
+const RETRY: Duration = Duration::from_secs(1);
 /// Between looks whether the last captured connection has ended, after switching off.
 const QUIET_CHECK: Duration = Duration::from_millis(500);
 
@@ -35,6 +38,7 @@ impl Controller {
         let mut verify = ticker(self.parts.settings.verify_interval);
         let mut tests = ticker(TEST_PERIOD);
         let mut quiet = ticker(QUIET_CHECK);
+        let mut retry = ticker(RETRY);
         let mut follow_at: Option<Instant> = None;
         loop {
             let rolls_back_at = self.state.borrow().rolls_back_at;
@@ -53,6 +57,7 @@ impl Controller {
                 _ = tests.tick(), if rolls_back_at.is_some() => self.test().await,
                 _ = cgroups.tick() => self.refresh_cgroups(),
                 _ = verify.tick() => self.verify(),
+                _ = retry.tick(), if !self.state.borrow().problem.is_empty() => self.follow(),
                 _ = quiet.tick(), if self.quieting => self.end_quiet(),
                 _ = &mut stop => break,
             }
@@ -94,9 +99,10 @@ impl Controller {
                 self.parts.settings = *settings;
                 self.follow();
             }
-            Command::Quiet(reply) => {
+            Command::Quiet { is_held, reply } => {
                 self.stopping = true;
-                if !self.is_held() {
+                self.held = is_held && self.state.borrow().state != InterceptState::Off;
+                if !self.held {
                     self.make_quiet();
                 }
                 let _ = reply.send(());
@@ -207,6 +213,7 @@ impl Controller {
             Ok(Applied::Whole) => {
                 info!(addresses = wanted.vips.len() + wanted.endpoints.len(), "the rules are in force")
             }
+            Err(problem) if *problem == self.state.borrow().problem => {}
             Err(problem) => warn!(error = problem, "the rules are not as wanted, the earlier ones stay"),
         }
         if applied.is_ok() {
@@ -225,19 +232,34 @@ impl Controller {
 
     fn apply(&mut self, rules: &Ruleset) -> Result<Applied, String> {
         if self.interception.is_none() {
-            let opened = Interception::open(self.parts.parked.take());
+            let opened = self.take_over().map_or_else(|| Interception::open(None), Ok);
             self.interception = Some(opened.map_err(|error| Chain(&error).to_string())?);
         }
         let Some(interception) = &mut self.interception else { return Err("no netlink socket".to_owned()) };
         interception.apply(rules).map_err(|error| Chain(&error).to_string())
     }
 
+    /// The interception of the agent before this one, if it was parked. One that cannot be used is let
+    /// go, or its rules would stay as they are for ever.
+    fn take_over(&mut self) -> Option<Interception> {
+        let opened = Interception::open(Some(self.parts.parked.take()?));
+        if let Err(error) = &opened {
+            warn!(error = %Chain(error), "the held rules cannot be taken over: they go, and are written anew");
+            systemd::unpark(Kept::Rules);
+        }
+        self.parked = opened.is_ok();
+        opened.ok()
+    }
+
     /// `hold` parks the owner socket with the service manager; `block` writes its own table.
     fn keep_on_loss(&mut self, wanted: &Wanted) {
         let on_loss = self.parts.settings.on_agent_loss;
+        if on_loss != config::OnAgentLoss::Hold && std::mem::take(&mut self.parked) {
+            systemd::unpark(Kept::Rules);
+        }
         if let (config::OnAgentLoss::Hold, Some(interception), false) = (on_loss, &self.interception, self.parked) {
             self.parked = true;
-            if let Err(error) = systemd::park(interception) {
+            if let Err(error) = systemd::park(Kept::Rules, [interception.as_fd()]) {
                 warn!(%error, "the rules cannot be held over a restart: the service manager does not take their socket");
             }
         }
@@ -321,15 +343,14 @@ impl Controller {
         self.parts.proxy.set_transparent(false);
         // Another agent's owner socket may still be parked: opening takes it over, removing ends it.
         if self.interception.is_none() && self.parts.parked.is_some() {
-            self.interception = Interception::open(self.parts.parked.take()).ok();
-            self.parked = true;
+            self.interception = self.take_over();
         }
         if let Some(mut interception) = self.interception.take() {
             if let Err(error) = interception.remove() {
                 warn!(error = %Chain(&error), "the rules cannot be removed; they go with the agent");
             }
             if std::mem::take(&mut self.parked) {
-                systemd::unpark();
+                systemd::unpark(Kept::Rules);
             }
         }
         self.state.send_modify(|state| {
@@ -346,15 +367,9 @@ impl Controller {
         }
     }
 
-    /// Whether the rules outlive this process, in the service manager's hands.
-    fn is_held(&self) -> bool {
-        let hold = self.parts.settings.on_agent_loss == config::OnAgentLoss::Hold;
-        hold && self.state.borrow().state != InterceptState::Off && systemd::is_managed()
-    }
-
     /// The agent is gone in a moment.
     fn end(&mut self) {
-        if !self.is_held() {
+        if !self.held {
             self.remove();
         }
     }

@@ -1,8 +1,8 @@
 //! One netlink socket: requests, dumps and nf_tables batches, with the kernel's own explanations.
 //!
 //! Called by the other netlink files. Everything is synchronous: the kernel works while `send` runs,
-//! so a call takes microseconds to a few milliseconds and needs no task. The only `unsafe` of the
-//! agent is here, for three socket options that no safe crate offers.
+//! so a call takes microseconds to a few milliseconds and needs no task. The `unsafe`
+//! here is for three socket options that no safe crate offers.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};

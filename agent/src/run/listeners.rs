@@ -1,6 +1,7 @@
 //! What the agent listens on: from the configuration to bound sockets.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use proxy::dns::{DnsConfig, DnsServer};
@@ -9,7 +10,7 @@ use proxy::{Handle, View};
 use telemetry::Chain;
 use telemetry::admin::Listener;
 use telemetry::metrics::Registry;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::RunError;
 use crate::admin::{Admin, Metrics, Parts, Readiness};
@@ -17,6 +18,7 @@ use crate::config::Config;
 use crate::intercept::OwnPorts;
 use crate::names::NamesConfig;
 use crate::resolv::Follower;
+use crate::systemd::{self, Kept};
 
 /// What the agent listens on, for the rules.
 pub(crate) fn own_ports(proxy: &Handle, config: &Config) -> OwnPorts {
@@ -45,12 +47,16 @@ pub(super) fn proxy_config(config: &Config) -> proxy::Config {
     made
 }
 
+/// With the sockets of the agent before this one, in which questions wait, where they fit.
 pub(super) async fn bind_dns(
     config: &Config,
+    parked: Vec<OwnedFd>,
     resolvers: &Follower,
     view: &View,
     registry: &mut Registry,
 ) -> Result<Option<DnsServer>, RunError> {
+    // What does not fit any more would take questions that nobody answers.
+    systemd::unpark(Kept::Names);
     if !config.dns.enabled {
         return Ok(None);
     }
@@ -58,7 +64,13 @@ pub(super) async fn bind_dns(
     settings.listen.clone_from(&config.dns.listen);
     settings.attempt_timeout = config.dns.timeout;
     settings.total_timeout = config.dns.timeout * 3;
-    DnsServer::bind(settings, view.clone(), registry).await.map(Some).map_err(RunError::Dns)
+    let server = DnsServer::bind(settings, parked, view.clone(), registry).await.map_err(RunError::Dns)?;
+    if systemd::is_managed()
+        && let Err(error) = systemd::park(Kept::Names, server.sockets())
+    {
+        warn!(%error, "names have a gap when the agent restarts: the service manager does not take the sockets");
+    }
+    Ok(Some(server))
 }
 
 pub(super) fn names_config(config: &Config, dns: Option<&DnsServer>) -> NamesConfig {

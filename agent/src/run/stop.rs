@@ -12,7 +12,7 @@ use super::{Agent, Leaving, RunError};
 use crate::config::OnAgentLoss;
 use crate::connect::Link;
 use crate::intercept_control::Control;
-use crate::systemd;
+use crate::systemd::{self, Ending};
 
 /// How long an agent that stops waits for the control plane to hear of it.
 const WITHDRAW_LIMIT: Duration = Duration::from_secs(2);
@@ -26,15 +26,15 @@ impl Agent {
         info!(deadline_ms = deadline.as_millis() as u64, "the agent stops");
         self.stopping.send_replace(true);
         systemd::stopping(deadline);
+        let is_held = leaving.is_none() && self.comes_back_soon().await;
         end(self.lease, TASKS_LIMIT).await;
         if leaving.is_none()
             && let Err(problem) = withdraw(&self.parts.link).await
         {
             info!(error = problem, "the control plane is not told that the agent stops: the lease will end");
         }
-        quiet(&self.parts.control, leaving.is_some()).await;
-        let is_held = self.config.interception.on_agent_loss == OnAgentLoss::Hold && leaving.is_none();
-        match is_held && systemd::is_managed() {
+        quiet(&self.parts.control, leaving.is_some(), is_held).await;
+        match is_held {
             true => self.names.hand_over(),
             false => self.names.stop().await,
         }
@@ -61,14 +61,21 @@ impl Agent {
         info!("the agent has stopped");
         forgotten.map_err(RunError::State)
     }
+
+    /// Whether rules and names are held for an agent that is started again in a moment: a stop for good
+    /// leaves nothing, whatever `on_agent_loss` says.
+    async fn comes_back_soon(&self) -> bool {
+        let hold = self.config.interception.on_agent_loss == OnAgentLoss::Hold && systemd::is_managed();
+        hold && systemd::ending(None).await != Ending::Stop
+    }
 }
 
 /// New connections pass, unless the rules are held over a restart; leaving ends them for good.
-async fn quiet(control: &Control, leaves: bool) {
+async fn quiet(control: &Control, leaves: bool, is_held: bool) {
     if leaves && let Err(problem) = control.command(InterceptCommand::Off).await {
         warn!(error = problem, "interception is not switched off");
     }
-    control.quiet().await;
+    control.quiet(is_held).await;
 }
 
 /// Peers stop choosing this host's workloads; it stays a host of the mesh.

@@ -139,7 +139,7 @@ impl Server {
         config.attempt_timeout = Duration::from_millis(300);
         adapt(&mut config);
         let (view, mut registry) = (View::new(snapshot(1)), Registry::default());
-        let server = DnsServer::bind(config, view.clone(), &mut registry).await.expect("binds");
+        let server = DnsServer::bind(config, vec![], view.clone(), &mut registry).await.expect("binds");
         let address = server.local_addrs()[0];
         let (drain, watch) = drain::channel();
         let running = tokio::spawn(server.run(watch));
