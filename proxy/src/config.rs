@@ -8,13 +8,20 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-/// `SO_MARK` of every socket the agent opens, so that its own traffic is never intercepted ("tm").
-pub const OWN_MARK: u32 = 0x746d;
+/// `SO_MARK` of every socket the agent opens, so that its own traffic is never intercepted.
+///
+/// A packet has one mark for all programs of the host, and many of them look at single bits of it. The
+/// agent's marks are whole numbers made of bits 0 to 6 and 12 alone, which leaves out what others test:
+/// bit 7 (Amazon's VPC CNI), 8 to 11 (Cilium), 13 (the CNI port map plugin), 14 and 15 (kube-proxy:
+/// masquerade, drop), 16 to 31 (Calico, Tailscale, Weave, Cilium's identities). Programs with whole
+/// numbers of their own have others: Istio 1337 and 1338, wg-quick 51820, Docker swarm from 256 on,
+/// one a published port.
+pub const OWN_MARK: u32 = 0x106d;
 /// `SO_MARK` of sockets to the local application that carry the caller's source address.
-pub const SOURCE_PRESERVING_MARK: u32 = 0x746e;
+pub const SOURCE_PRESERVING_MARK: u32 = 0x106e;
 /// Packet mark of connections that TPROXY hands to the plaintext listener.
-pub const TPROXY_MARK: u32 = 0x746f;
-/// Routing table that brings packets with the marks above back to this host (0x746d).
+pub const TPROXY_MARK: u32 = 0x106f;
+/// Routing table that brings packets with the mark above back to this host.
 pub const ROUTING_TABLE: u32 = 29805;
 
 /// Everything the data plane can be told. `Config::default()` is what a host runs with.

@@ -121,7 +121,7 @@ fn removal_leaves_no_table_rule_or_route() {
     let before = lab.a.run("nft list ruleset") + &routes(&lab);
     let mut rules = lab.a.intercept(&everything());
     let with_rules = routes(&lab);
-    for part in ["fwmark 0x746f lookup 29805", "local default dev lo table 29805", "240.240.0.0/16"] {
+    for part in ["fwmark 0x106f lookup 29805", "local default dev lo table 29805", "240.240.0.0/16"] {
         assert!(with_rules.contains(part), "{part} is not in {with_rules}");
     }
     assert_eq!(rules.verify().expect("the kernel answers"), Vec::<String>::new());
@@ -172,8 +172,8 @@ fn an_ordinary_table_that_others_changed_is_noticed_and_repaired() {
             &format!("nft delete element inet tombolo vip4 '{{ {VIP4} }}'"),
             "set vip4 lacks 1 elements and has 0 that are not ours",
         ),
-        ("ip rule del fwmark 0x746f", "ip rule: fwmark 0x746f lookup 29805 is missing"),
-        ("ip -6 rule del fwmark 0x746f", "ip -6 rule: fwmark 0x746f lookup 29805 is missing"),
+        ("ip rule del fwmark 0x106f", "ip rule: fwmark 0x106f lookup 29805 is missing"),
+        ("ip -6 rule del fwmark 0x106f", "ip -6 rule: fwmark 0x106f lookup 29805 is missing"),
         ("ip route flush table 29805", "ip route: local 0.0.0.0/0 dev lo table 29805 is missing"),
         ("nft flush ruleset", "table inet tombolo is missing"),
     ] {

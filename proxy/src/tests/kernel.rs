@@ -82,7 +82,7 @@ const B6: &str = "fd77::2";
 /// As `agent` makes them: local connections to the virtual addresses are redirected.
 const RULES_A: &str = "table inet t {
 chain output { type nat hook output priority -150;
-    meta mark 0x746d return
+    meta mark 0x106d return
     ip daddr 240.240.0.1 tcp flags & (fin|syn|rst|ack) == syn redirect to :15001
     ip6 daddr fd74::1 tcp flags & (fin|syn|rst|ack) == syn redirect to :15001
 }
@@ -91,12 +91,12 @@ chain output { type nat hook output priority -150;
 /// As `agent` makes them: port 8081 is observed, answers to preserved addresses come back.
 const RULES_B: &str = "table inet t {
     chain inbound { type filter hook prerouting priority -155;
-        ct direction reply ct mark 0x746f meta mark set 0x746f
-        iifname != lo tcp flags & (fin|syn|rst|ack) == syn tcp dport 8081 fib daddr type local tproxy to :15006 meta mark set 0x746f accept
+        ct direction reply ct mark 0x106f meta mark set 0x106f
+        iifname != lo tcp flags & (fin|syn|rst|ack) == syn tcp dport 8081 fib daddr type local tproxy to :15006 meta mark set 0x106f accept
     }
     chain replies { type route hook output priority mangle;
-        meta mark 0x746e ct direction original ct mark set 0x746f
-        ct direction reply ct mark 0x746f meta mark set 0x746f
+        meta mark 0x106e ct direction original ct mark set 0x106f
+        ct direction reply ct mark 0x106f meta mark set 0x106f
     }
 }
 ";
@@ -153,7 +153,7 @@ fn intercepted_connections_arrive_with_the_callers_address() {
     a.nft(RULES_A);
     b.nft(RULES_B);
     for family in ["-4", "-6"] {
-        b.ip(&format!("{family} rule add fwmark 0x746f lookup 29805"));
+        b.ip(&format!("{family} rule add fwmark 0x106f lookup 29805"));
         b.ip(&format!("{family} route add local default dev lo table 29805"));
     }
     watch_log();

@@ -33,7 +33,7 @@ fn every_redirect_follows_the_own_marks() {
         Wanted { capture: Capture::All, dns: Some(vec!["10.0.0.53".parse().expect("an address")]), ..wanted() };
     let lines = lines(&build(&everything));
     let first_redirect = lines.iter().position(|line| line.contains("redirect")).expect("redirects");
-    for mark in ["meta mark 0x0000746d return", "meta mark 0x0000746e return"] {
+    for mark in ["meta mark 0x0000106d return", "meta mark 0x0000106e return"] {
         let at = lines.iter().position(|line| line.starts_with(mark)).expect("own marks return");
         assert!(at < first_redirect, "{mark}");
     }
@@ -59,7 +59,7 @@ fn inbound_modes_have_their_own_sets_and_permissive_has_none() {
     assert!(
         text.contains("tcp dport @strict_port fib daddr type local counter packets 0 bytes 0 reject with tcp reset")
     );
-    assert!(text.contains("tproxy to :15006 meta mark set 0x0000746f accept"));
+    assert!(text.contains("tproxy to :15006 meta mark set 0x0000106f accept"));
     assert!(text.contains("set observed_port {\n\t\ttype inet_service\n\t\telements = { 80 }"), "{text}");
     assert!(text.contains("set strict_port {\n\t\ttype inet_service\n\t\telements = { 81 }"), "{text}");
     assert!(!text.contains("82"), "{text}");
@@ -68,8 +68,8 @@ fn inbound_modes_have_their_own_sets_and_permissive_has_none() {
 #[test]
 fn only_connections_from_the_agent_are_marked_for_their_answers() {
     let text = build(&Wanted { source_preservation: true, ..wanted() }).to_string();
-    assert!(text.contains("meta mark 0x0000746e ct direction original ct mark set 0x0000746f"), "{text}");
-    assert!(text.contains("ct direction reply ct mark 0x0000746f meta mark set 0x0000746f"), "{text}");
+    assert!(text.contains("meta mark 0x0000106e ct direction original ct mark set 0x0000106f"), "{text}");
+    assert!(text.contains("ct direction reply ct mark 0x0000106f meta mark set 0x0000106f"), "{text}");
     assert!(text.contains("type route hook output priority mangle"), "{text}");
 }
 

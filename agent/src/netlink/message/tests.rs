@@ -7,7 +7,7 @@ fn attributes_are_padded_nested_and_read_back() {
     let mut message = Message::new(7, REQUEST).fixed(&[1, 0, 0, 0]);
     message.string(1, "tombolo");
     message.nest(2, |inner| {
-        inner.big_endian(3, 0x746d);
+        inner.big_endian(3, 0x106d);
         inner.attribute(4, &[9]);
     });
     let bytes = message.finish(42);
@@ -17,7 +17,7 @@ fn attributes_are_padded_nested_and_read_back() {
     let attributes_read = received.attributes(4);
     assert_eq!(attributes_read.find(1).map(text), Some("tombolo".to_owned()));
     let inner = attributes(attributes_read.find(2).expect("the nest"));
-    assert_eq!(inner.find(3).and_then(big_endian_u32), Some(0x746d));
+    assert_eq!(inner.find(3).and_then(big_endian_u32), Some(0x106d));
     assert_eq!(inner.find(4), Some(&[9][..]));
 }
 
