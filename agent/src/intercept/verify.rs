@@ -9,6 +9,7 @@ use super::ruleset::Ruleset;
 use super::{NetlinkSocket, nftables, wire};
 use crate::netlink::NetlinkError;
 use crate::netlink::message::Message;
+use crate::netlink::nftables::RawElement;
 use crate::netlink::nftables::read::{self, RuleState};
 
 /// How often one rule has matched.
@@ -87,8 +88,9 @@ fn sets(socket: &NetlinkSocket, rules: &Ruleset) -> Result<Vec<String>, NetlinkE
             continue;
         }
         let wanted: BTreeSet<_> = wire::raw_elements(set).into_iter().collect();
-        let actual: BTreeSet<_> = read::elements(socket, rules.table, &set.name)?.into_iter().collect();
-        let (missing, extra) = (wanted.difference(&actual).count(), actual.difference(&wanted).count());
+        let (missing, extra) = compare(&wanted, || {
+            Ok(read::elements(socket, rules.table, &set.name)?.into_iter().collect())
+        })?;
         if missing + extra > 0 {
             found.push(format!("set {} lacks {missing} elements and has {extra} that are not ours", set.name));
         }
@@ -96,4 +98,31 @@ fn sets(socket: &NetlinkSocket, rules: &Ruleset) -> Result<Vec<String>, NetlinkE
     Ok(found)
 }
 
+/// How many elements are missing, and how many are not ours, in each of [`LOOKS`] looks. The kernel
+/// lists a set in parts and by position: while it moves a grown set to a larger table behind our back,
+/// one listing lacks elements that are there. The next lacks others, or none.
+fn compare(
+    wanted: &BTreeSet<RawElement>,
+    mut look: impl FnMut() -> Result<BTreeSet<RawElement>, NetlinkError>,
+) -> Result<(usize, usize), NetlinkError> {
+    let first = look()?;
+    let mut missing: BTreeSet<&RawElement> = wanted.difference(&first).collect();
+    let mut extra: BTreeSet<RawElement> = first.difference(wanted).cloned().collect();
+    for _ in 1..LOOKS {
+        if missing.is_empty() && extra.is_empty() {
+            break;
+        }
+        let again = look()?;
+        missing.retain(|element| !again.contains(element));
+        extra.retain(|element| again.contains(element));
+    }
+    Ok((missing.len(), extra.len()))
+}
+
+/// Looks at a set that seems to differ. Of one that does not there is one.
+const LOOKS: usize = 4;
+
 const MESSAGE_HEADER_BYTES: usize = 16;
+
+#[cfg(test)]
+mod tests;
