@@ -6,11 +6,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use agent::names::{Names, NamesConfig, NamesStatus};
 use agent::resolv::{Follower, ResolvFiles, Sources};
 use api::snapshot::Change;
-use api::{Delta, Service, Snapshot};
+use api::{Delta, HostConfig, Service, Snapshot};
 use proxy::dns::{DnsConfig, DnsServer};
 use proxy::view::View;
 use telemetry::log::{self, LogConfig};
@@ -34,6 +35,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         nsswitch: PathBuf::from("/etc/nsswitch.conf"),
     };
     let names = Names::spawn(config, follower.resolvers(), view.clone());
+    names.switch().send_replace(Some(true));
     let mut status = names.status();
     let (mut stop, mut more) = (signal(SignalKind::terminate())?, signal(SignalKind::user_defined1())?);
     let mut toggle = signal(SignalKind::user_defined2())?;
@@ -46,13 +48,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                 let hosts: Vec<String> = std::env::args().skip(1).chain(["orders.shop.mesh".to_owned()]).collect();
                 view.publish(snapshot(revision, &hosts));
             }
-            _ = toggle.recv() => names.switch().send_modify(|on| *on = !*on),
+            _ = toggle.recv() => names.switch().send_modify(|on| *on = Some(*on != Some(true))),
             _ = stop.recv() => break,
             _ = tokio::signal::ctrl_c() => break,
         }
     }
     names.stop().await;
-    trigger.drain(std::time::Duration::from_secs(5)).await;
+    trigger.drain(Duration::from_secs(5)).await;
     serving.await?;
     tracing::info!("{}", encode_text(&registry));
     Ok(())
@@ -72,6 +74,8 @@ fn snapshot(revision: u64, hosts: &[String]) -> Snapshot {
         subject_alt_names: Vec::new(),
         allow_unhealthy: false,
     };
-    let changes = hosts.iter().enumerate().map(service).map(Change::Service).collect();
+    let host = HostConfig { host: "probe".to_owned(), workloads: Vec::new(), lease: Duration::from_secs(60) };
+    let services = hosts.iter().enumerate().map(service).map(Change::Service);
+    let changes = services.chain([Change::Host(host)]).collect();
     Snapshot::default().apply(Delta { revision, changes })
 }

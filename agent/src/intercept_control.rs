@@ -67,6 +67,8 @@ pub struct Parts {
     pub view: View,
     pub proxy: Handle,
     pub names: watch::Receiver<NamesStatus>,
+    /// [`crate::names::Names::switch`].
+    pub names_switch: watch::Sender<Option<bool>>,
     pub state_dir: StateDir,
     pub tester: Tester,
     /// The owner socket of the agent before this one.

@@ -65,6 +65,8 @@ pub struct NamesStatus {
     pub via: NamesVia,
     /// Why it is not better.
     pub problem: Option<String>,
+    /// It is in force, as far as it can be: with interception on, mesh names go this way.
+    pub is_settled: bool,
 }
 
 /// What [`Names::spawn`] is told.
@@ -82,7 +84,7 @@ pub struct NamesConfig {
 #[derive(Debug)]
 pub struct Names {
     status: watch::Receiver<NamesStatus>,
-    switch: watch::Sender<bool>,
+    switch: watch::Sender<Option<bool>>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -136,9 +138,10 @@ impl NamesVia {
 
 impl Names {
     pub fn spawn(config: NamesConfig, resolvers: watch::Receiver<Resolvers>, view: View) -> Self {
-        let (status_sender, status) = watch::channel(NamesStatus { via: NamesVia::Off, problem: None });
+        let (status_sender, status) =
+            watch::channel(NamesStatus { via: NamesVia::Off, problem: None, is_settled: false });
         let (stop, stopped) = oneshot::channel();
-        let (switch, is_wanted) = watch::channel(true);
+        let (switch, is_wanted) = watch::channel(None);
         let keeper = Keeper {
             config,
             is_wanted,
@@ -159,10 +162,10 @@ impl Names {
         self.status.clone()
     }
 
-    /// Switches registration off and on; on from the start. Off belongs together with interception
-    /// off: an outside host's VIP that nothing takes to the mesh would cut the host off from it. What
-    /// [`NamesStatus::via`] says stays, for `plan`.
-    pub fn switch(&self) -> watch::Sender<bool> {
+    /// Switches registration on and off, together with interception: an outside host's VIP that nothing
+    /// takes to the mesh would cut the host off from it. Before the first word everything stays as an
+    /// agent before this one has left it. What [`NamesStatus::via`] says stays, for `plan`.
+    pub fn switch(&self) -> watch::Sender<Option<bool>> {
         self.switch.clone()
     }
 
@@ -187,7 +190,7 @@ pub fn clean() -> Result<bool, LinkError> {
 /// The loop's state.
 struct Keeper {
     config: NamesConfig,
-    is_wanted: watch::Receiver<bool>,
+    is_wanted: watch::Receiver<Option<bool>>,
     resolvers: watch::Receiver<Resolvers>,
     view: View,
     status: watch::Sender<NamesStatus>,
@@ -269,8 +272,11 @@ impl Keeper {
         let mut via = decide(&self.config, &observed);
         let mut problem = self.refused.as_ref().map(|(problem, _)| problem.clone());
         let is_wanted = *self.is_wanted.borrow();
+        // The first snapshot says which domains there are, and nothing is served before it.
+        let has_snapshot = self.view.load().host().is_some();
         if via.is_registered()
-            && is_wanted
+            && is_wanted == Some(true)
+            && has_snapshot
             && problem.is_none()
             && let Err(error) = self.register(observed.resolved).await
         {
@@ -280,10 +286,11 @@ impl Keeper {
             observed.resolved = ResolvedState::Unusable;
             via = decide(&self.config, &observed);
         }
-        if !via.is_registered() || !is_wanted || self.refused.is_some() {
+        if !via.is_registered() || is_wanted == Some(false) || self.refused.is_some() {
             self.withdraw().await;
         }
-        self.publish(NamesStatus { via, problem });
+        let is_settled = problem.is_some() || !via.is_registered() || self.is_registered;
+        self.publish(NamesStatus { via, problem, is_settled });
     }
 
     async fn state(&self) -> ResolvedState {

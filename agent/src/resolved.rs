@@ -90,6 +90,8 @@ trait Link {
     #[zbus(property(emits_changed_signal = "false"), name = "DNSEx")]
     fn dns_ex(&self) -> zbus::Result<Vec<(i32, Vec<u8>, u16, String)>>;
     #[zbus(property(emits_changed_signal = "false"))]
+    fn scopes_mask(&self) -> zbus::Result<u64>;
+    #[zbus(property(emits_changed_signal = "false"))]
     fn domains(&self) -> zbus::Result<Vec<(String, bool)>>;
 }
 
@@ -97,8 +99,10 @@ const SERVICE: &str = "org.freedesktop.resolve1";
 /// A healthy systemd-resolved answers within milliseconds.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// systemd-resolved hears of a new device from the kernel, like we do, a moment later.
-const UNKNOWN_LINK_TRIES: u32 = 20;
-const UNKNOWN_LINK_PAUSE: Duration = Duration::from_millis(100);
+const UNKNOWN_LINK_TRIES: u32 = 100;
+const UNKNOWN_LINK_PAUSE: Duration = Duration::from_millis(20);
+/// In a link's `ScopesMask`: `SD_RESOLVED_DNS`.
+const SCOPE_DNS: u64 = 1;
 /// As many domains as systemd-resolved takes for one device (`LINK_SEARCH_DOMAINS_MAX`).
 pub const DOMAINS: usize = 1024;
 
@@ -152,8 +156,24 @@ impl Resolved {
         let _ = self.manager.set_link_multicast_dns(link, "no").await;
         let _ = self.manager.set_link_dns_over_tls(link, "no").await;
         let _ = self.manager.set_link_dnssec(link, "no").await;
+        self.await_scope(link).await?;
         // It may have kept that a name does not exist from before it asked us.
         checked("FlushCaches", self.manager.flush_caches().await)
+    }
+
+    /// Waits until it asks for names on the device: not before it has heard from the kernel that the
+    /// device is up and has an address, and until then it asks others, who say that there is no such name.
+    async fn await_scope(&self, link: i32) -> Result<(), ResolvedError> {
+        let failed = |source| ResolvedError::Failed { call: "GetLink", source };
+        let path = self.manager.get_link(link).await.map_err(failed)?;
+        let device = LinkProxy::builder(&self.connection).path(path).build().await.map_err(failed)?;
+        for _ in 0..UNKNOWN_LINK_TRIES {
+            if device.scopes_mask().await.map_err(failed)? & SCOPE_DNS != 0 {
+                break;
+            }
+            sleep(UNKNOWN_LINK_PAUSE).await;
+        }
+        Ok(())
     }
 
     /// Whether exactly this registration is in force: other programs may have overwritten it.

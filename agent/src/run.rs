@@ -195,6 +195,7 @@ impl Agent {
             view: view.clone(),
             proxy: proxy.handle(),
             names: names.status(),
+            names_switch: names.switch(),
             state_dir: state.clone(),
             tester: Tester {
                 link: link.clone(),

@@ -25,7 +25,11 @@ impl Parts {
         if snapshot.host().is_none() && !self.link.state().error.is_empty() {
             problems.push(format!("no connection to the control plane: {}", self.link.state().error));
         }
-        problems.extend(of_rules(&self.control.state()));
+        let interception = self.control.state();
+        problems.extend(of_rules(&interception));
+        if interception.state != InterceptState::Off && !self.names.borrow().is_settled {
+            problems.push("mesh names are not asked for yet".to_owned());
+        }
         problems
     }
 

@@ -88,9 +88,8 @@ fn sets(socket: &NetlinkSocket, rules: &Ruleset) -> Result<Vec<String>, NetlinkE
             continue;
         }
         let wanted: BTreeSet<_> = wire::raw_elements(set).into_iter().collect();
-        let (missing, extra) = compare(&wanted, || {
-            Ok(read::elements(socket, rules.table, &set.name)?.into_iter().collect())
-        })?;
+        let (missing, extra) =
+            compare(&wanted, || Ok(read::elements(socket, rules.table, &set.name)?.into_iter().collect()))?;
         if missing + extra > 0 {
             found.push(format!("set {} lacks {missing} elements and has {extra} that are not ours", set.name));
         }

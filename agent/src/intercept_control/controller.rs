@@ -7,7 +7,7 @@ use std::time::Duration;
 use api::admin::{InterceptCommand, InterceptState};
 use telemetry::Chain;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::{Command, Controller, wanted};
@@ -25,6 +25,8 @@ const TEST_PERIOD: Duration = Duration::from_secs(2);
 const FAILED_TESTS: u32 = 2;
 /// After the kernel refused the rules, until they are tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long switching on waits until mesh names are asked for: systemd-resolved takes some 100 ms.
+const NAMES_LIMIT: Duration = Duration::from_secs(5);
 /// Between looks whether the last captured connection has ended, after switching off.
 const QUIET_CHECK: Duration = Duration::from_millis(500);
 
@@ -134,6 +136,10 @@ impl Controller {
             }
             return Err(format!("interception is not on: {problem}"));
         }
+        let settled = self.parts.names.wait_for(|names| names.is_settled);
+        if timeout(NAMES_LIMIT, settled).await.is_err() {
+            warn!(waited = ?NAMES_LIMIT, "mesh names are not asked for yet");
+        }
         self.failed_tests = 0;
         self.baseline = Some(baseline);
         self.test().await;
@@ -219,6 +225,7 @@ impl Controller {
         if applied.is_ok() {
             self.keep_on_loss(&wanted);
             self.parts.proxy.set_transparent(true);
+            self.switch_names(true);
         }
         let owned = self.interception.as_ref().is_some_and(Interception::owned);
         self.state.send_modify(|state| {
@@ -318,8 +325,14 @@ impl Controller {
         }
     }
 
+    /// Names lead to the mesh's own addresses, and only the rules lead on from there.
+    fn switch_names(&self, on: bool) {
+        self.parts.names_switch.send_if_modified(|known| known.replace(on) != Some(on));
+    }
+
     /// Nothing new is captured; what is captured goes on.
     fn make_quiet(&mut self) {
+        self.switch_names(false);
         self.remove_block();
         let wanted = self.state.borrow().wanted.clone();
         let Some(wanted) = wanted.filter(|_| self.interception.is_some()) else { return self.remove() };
@@ -339,6 +352,7 @@ impl Controller {
     }
 
     fn remove(&mut self) {
+        self.switch_names(false);
         self.remove_block();
         self.parts.proxy.set_transparent(false);
         // Another agent's owner socket may still be parked: opening takes it over, removing ends it.
