@@ -235,7 +235,7 @@ impl Discovery {
         }
         let revision = snapshot.revision();
         self.view.publish(snapshot);
-        tracing::debug!(revision, "revision {revision} is obeyed");
+        tracing::debug!(revision, "revision {revision} is received");
     }
 
     fn held(&self) -> MutexGuard<'_, Holdings> {

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use api::Snapshot;
 use api::admin::{InterceptCommand, InterceptState, SelfTest};
 use proxy::{Handle, View};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -53,6 +54,8 @@ pub struct Control {
 enum Command {
     Intercept(InterceptCommand, oneshot::Sender<Result<(), String>>),
     Settings(Box<config::Interception>),
+    /// This snapshot is obeyed in a moment: its addresses are to lead to the agent before.
+    Cover(Arc<Snapshot>, oneshot::Sender<()>),
     /// The agent stops: let captured connections end, unless the rules are to be held.
     Quiet {
         is_held: bool,
@@ -84,6 +87,8 @@ pub struct Controller {
     commands: mpsc::Receiver<Command>,
     baseline: Option<Baseline>,
     failed_tests: u32,
+    /// What is obeyed next, until it is.
+    coming: Option<Arc<Snapshot>>,
     /// Switched off, and waiting for the last captured connection.
     quieting: bool,
     /// The service manager was given the owner socket.
@@ -116,6 +121,7 @@ impl Control {
             commands,
             baseline: None,
             failed_tests: 0,
+            coming: None,
             quieting: false,
             parked: false,
             stopping: false,
@@ -143,6 +149,14 @@ impl Control {
     pub async fn settings(&self, settings: config::Interception) {
         // An agent that stops needs no new settings.
         let _ = self.commands.send(Command::Settings(Box::new(settings))).await;
+    }
+
+    /// The rules know this snapshot's addresses, too, from when it answers.
+    pub async fn cover(&self, coming: Arc<Snapshot>) {
+        let (reply, done) = oneshot::channel();
+        if self.commands.send(Command::Cover(coming, reply)).await.is_ok() {
+            let _ = done.await;
+        }
     }
 
     /// New connections pass from when it answers, unless the rules are to be held; captured ones go on.

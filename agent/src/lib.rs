@@ -19,6 +19,7 @@ pub mod join;
 pub mod link;
 pub mod names;
 pub mod netlink;
+pub mod obey;
 pub mod register;
 pub mod resolv;
 pub mod resolved;

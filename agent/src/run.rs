@@ -36,7 +36,7 @@ use crate::register::{self, Refused};
 use crate::resolv::{self, Follower};
 use crate::state::{StateDir, StateError, StateLock};
 use crate::systemd::{self, Kept, Parked};
-use crate::{join, workloads};
+use crate::{join, obey, workloads};
 
 mod listeners;
 mod reload;
@@ -105,6 +105,7 @@ struct Agent {
     stopping: watch::Sender<bool>,
     overrides: discovery::Overrides,
     discovery: Arc<std::sync::Mutex<discovery::Holdings>>,
+    received: View,
     names: Names,
     _resolvers: Follower,
     state: StateDir,
@@ -148,7 +149,9 @@ impl Agent {
         // What did we obey, and what can we prove?
         let holdings = cache::load(&state);
         let overrides: discovery::Overrides = Arc::new(ArcSwap::from_pointee(config.workloads.clone()));
-        let view = View::new(workloads::overlay(holdings.snapshot(), &overrides.load()));
+        // What the control plane says, and what of it is in force.
+        let received = View::new(workloads::overlay(holdings.snapshot(), &overrides.load()));
+        let view = View::new(received.load());
         let credentials = join::load_credentials(&state, &identity).map_err(unusable)?;
         discovery::set_bundles(&credentials, holdings.snapshot());
 
@@ -179,7 +182,7 @@ impl Agent {
         let stream = Discovery::new(
             &config.control_plane,
             link.clone(),
-            view.clone(),
+            received.clone(),
             credentials.clone(),
             holdings,
             overrides.clone(),
@@ -238,7 +241,8 @@ impl Agent {
         }
         let drain = background.1.clone();
         tasks.spawn(stream.run(drain.clone()));
-        let changes = view.subscribe();
+        tasks.spawn(obey::run(received.clone(), view.clone(), control.clone(), drain.clone()));
+        let changes = received.subscribe();
         tasks.spawn(cache::run(state.clone(), holdings.clone(), credentials, changes, unstored, drain.clone()));
         tasks.spawn(issuance.run(link.connected(), drain.clone()));
         tasks.spawn(health::run(view.clone(), verdicts.clone(), config.health.exec, drain.clone()));
@@ -266,6 +270,7 @@ impl Agent {
             stopping,
             overrides,
             discovery: holdings,
+            received,
             names,
             _resolvers: resolvers,
             state,

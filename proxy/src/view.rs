@@ -17,9 +17,10 @@ pub struct View {
 }
 
 impl View {
-    pub fn new(snapshot: Snapshot) -> Self {
+    pub fn new(snapshot: impl Into<Arc<Snapshot>>) -> Self {
+        let snapshot = snapshot.into();
         let changed = Arc::new(watch::Sender::new(snapshot.revision()));
-        Self { current: Arc::new(ArcSwap::from_pointee(snapshot)), changed }
+        Self { current: Arc::new(ArcSwap::new(snapshot)), changed }
     }
 
     /// The snapshot of now. Decisions of one connection step use one loaded snapshot throughout.
@@ -29,9 +30,10 @@ impl View {
 
     /// Makes `snapshot` the one to obey and wakes the subscribers, also when its revision is the same
     /// (after a restart of the control plane from a backup revisions may repeat).
-    pub fn publish(&self, snapshot: Snapshot) {
+    pub fn publish(&self, snapshot: impl Into<Arc<Snapshot>>) {
+        let snapshot = snapshot.into();
         let revision = snapshot.revision();
-        self.current.store(Arc::new(snapshot));
+        self.current.store(snapshot);
         self.changed.send_replace(revision);
     }
 

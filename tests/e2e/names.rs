@@ -1,6 +1,6 @@
 //! Mesh names for the host's processes, by real dig.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::shop;
 
@@ -24,5 +24,26 @@ fn dig_gets_mesh_names_and_the_rest_goes_to_the_real_resolver() -> Result<()> {
     ensure!(other.stdout.trim() == "192.0.2.1", "the upstream's name: {other:?}");
     let gone = dig("missing.example A")?;
     ensure!(gone.stdout.contains("status: NXDOMAIN"), "the upstream's refusal: {gone:?}");
+    Ok(())
+}
+
+/// Asked again and again, so that its first answer is from the moment when the agent begins to know it.
+#[test]
+fn a_new_name_can_be_used_from_its_first_answer_on() -> Result<()> {
+    let shop = shop::open()?;
+    for round in 0..5 {
+        let service = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: new{round}, namespace: shop}}\n\
+             spec: {{selector: {{app: orders}}, ports: [{{name: http, port: 80, targetPort: http}}]}}\n"
+        );
+        let line = format!("until curl -sS --max-time 5 http://new{round}.shop.mesh/ || [ $? != 6 ]; do :; done 2>&1");
+        let said = std::thread::scope(|scope| {
+            let asking = scope.spawn(|| shop.web.namespace().shell(&line));
+            shop.estate.apply(&service)?;
+            asking.join().ok().context("the asking thread ended early")?
+        })?;
+        let last = said.stdout.lines().last().unwrap_or_default();
+        ensure!(last.starts_with("hello from orders"), "round {round}, after the first answer: {last}");
+    }
     Ok(())
 }

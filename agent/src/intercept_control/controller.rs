@@ -101,6 +101,12 @@ impl Controller {
                 self.parts.settings = *settings;
                 self.follow();
             }
+            Command::Cover(coming, reply) => {
+                self.coming = Some(coming);
+                self.follow();
+                // Whoever asked may not have waited.
+                let _ = reply.send(());
+            }
             Command::Quiet { is_held, reply } => {
                 self.stopping = true;
                 self.held = is_held && self.state.borrow().state != InterceptState::Off;
@@ -211,7 +217,13 @@ impl Controller {
             return;
         }
         let names = self.parts.names.borrow().via.clone();
-        let wanted = wanted::wanted(&self.parts.view.load(), &self.parts.settings, &names, self.parts.ports);
+        let obeyed = self.parts.view.load();
+        let mut wanted = wanted::wanted(&obeyed, &self.parts.settings, &names, self.parts.ports);
+        self.coming.take_if(|coming| Arc::ptr_eq(coming, &obeyed));
+        if let Some(coming) = &self.coming {
+            wanted.vips.extend(coming.vips());
+            wanted.endpoints.extend(wanted::endpoints(coming));
+        }
         let applied = self.apply(&build(&wanted));
         match &applied {
             Ok(Applied::Unchanged) => {}

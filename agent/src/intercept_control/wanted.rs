@@ -11,26 +11,29 @@ use crate::names::NamesVia;
 
 /// What the rules should do for this snapshot.
 pub fn wanted(snapshot: &Snapshot, settings: &config::Interception, names: &NamesVia, ports: OwnPorts) -> Wanted {
-    // A workload that speaks no HBONE gains nothing by a way through the agent; where it is part of a
-    // service, the service's own address brings it there.
-    let meshed = snapshot.workloads().filter(|workload| workload.tunnel_protocol == TunnelProtocol::Hbone);
-    let endpoints = meshed.flat_map(|workload| {
-        let exposed = workload.services.values().flatten().map(|port| port.target_port).filter(|port| *port != 0);
-        exposed.flat_map(|port| workload.addresses.iter().map(move |address| SocketAddr::new(*address, port)))
-    });
     Wanted {
         capture: match settings.capture {
             config::Capture::Mesh => Capture::Mesh,
             config::Capture::All => Capture::All,
         },
         vips: snapshot.vips().copied().collect(),
-        endpoints: endpoints.collect(),
+        endpoints: endpoints(snapshot).collect(),
         inbound: inbound(snapshot),
         exclusions: exclusions(&settings.exclude),
         dns: names.port53().map(<[_]>::to_vec),
         ports,
         source_preservation: settings.source_preservation,
     }
+}
+
+/// A workload that speaks no HBONE gains nothing by a way through the agent; where it is part of a
+/// service, the service's own address brings it there.
+pub fn endpoints(snapshot: &Snapshot) -> impl Iterator<Item = SocketAddr> {
+    let meshed = snapshot.workloads().filter(|workload| workload.tunnel_protocol == TunnelProtocol::Hbone);
+    meshed.flat_map(|workload| {
+        let exposed = workload.services.values().flatten().map(|port| port.target_port).filter(|port| *port != 0);
+        exposed.flat_map(|port| workload.addresses.iter().map(move |address| SocketAddr::new(*address, port)))
+    })
 }
 
 /// By port; where two workloads share one, the stricter wish holds.

@@ -42,8 +42,8 @@ impl Agent {
         self.overrides.store(Arc::new(self.config.workloads.clone()));
         let snapshot = self.discovery.lock().unwrap_or_else(PoisonError::into_inner).snapshot().clone();
         // Before the first whole snapshot nothing is obeyed, so nothing is laid over it either.
-        if self.parts.view.load().host().is_some() {
-            self.parts.view.publish(workloads::overlay(&snapshot, &self.overrides.load()));
+        if self.received.load().host().is_some() {
+            self.received.publish(workloads::overlay(&snapshot, &self.overrides.load()));
         }
         self.published.send_replace(Arc::new(self.config.clone()));
         self.parts.control.settings(self.config.interception.clone()).await;
