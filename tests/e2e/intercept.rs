@@ -1,9 +1,10 @@
 //! Switching interception on, off and by accident, on a host with traffic.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use tests::{wait_until, within};
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use tests::{Daemon, wait_until, within};
 
 use crate::shop::{self, ensure_untouched};
 
@@ -86,3 +87,55 @@ fn the_table_is_ours_alone_and_survives_a_flush() -> Result<()> {
     ensure!(!foreign.ok(), "somebody else could delete it");
     Ok(())
 }
+
+#[test]
+fn a_change_that_comes_while_the_agent_drains_brings_no_rules_back() -> Result<()> {
+    let mut shop = shop::open()?;
+    let _echo = shop.orders.serve_echo(8081)?;
+    shop.estate.apply(ECHO)?;
+    // Long enough for what follows; it ends when the connection does.
+    let drop_ins = shop.web.config_file().with_extension("d");
+    std::fs::create_dir(&drop_ins)?;
+    std::fs::write(drop_ins.join("drain.toml"), "[drain]\ndeadline = \"1min\"\n")?;
+    shop.web.stop_agent()?;
+    shop.web.start_agent()?;
+    shop.wait_answers("http://orders.shop.mesh/");
+    let mut held = shop.web.hold_connection(&format!("{}:8081", shop.orders.address()))?;
+    wait_until("the held connection goes on", || if held_count(&held.log()) > 2 { Ok(()) } else { Err(held.log()) });
+
+    let table = || shop.web.namespace().run("nft", &["list", "table", "inet", "tombolo"]).map(|output| output.stdout);
+    ensure!(table()?.contains("240.240."), "{}", table()?);
+    let agent = shop.web.agent().context("it runs")?;
+    agent.signal(Signal::TERM)?;
+    wait_until("new connections pass", || match table() {
+        Ok(listed) if !listed.is_empty() && !listed.contains("240.240.") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    let revision = |shop: &shop::Shop| -> Result<Option<u64>> {
+        let status: serde_json::Value =
+            serde_json::from_str(&shop.web.tombolo(&["status", "-o", "json"])?.stdout).unwrap_or_default();
+        Ok(status["snapshot"]["revision"].as_u64())
+    };
+    let before = revision(&shop)?;
+    shop.estate.apply(LATE)?;
+    wait_until("the draining agent obeys the change", || match revision(&shop) {
+        Ok(now) if now > before => Ok(()),
+        other => Err(format!("{before:?}, then {other:?}")),
+    });
+    // The rules would follow within 50 ms.
+    let end = Instant::now() + Duration::from_secs(1);
+    while Instant::now() < end {
+        ensure!(!table()?.contains("240.240."), "the rules came back: {}", table()?);
+    }
+    ensure!(!held.log().contains("broken"), "{}", held.log());
+    held.stop()?;
+    wait_until("the agent has ended", || {
+        if shop.web.agent_mut().is_some_and(Daemon::running) { Err("it runs") } else { Ok(()) }
+    });
+    ensure_untouched(&shop.web)
+}
+
+const ECHO: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: echo, namespace: shop}\n\
+                    spec: {selector: {app: orders}, ports: [{name: tcp, port: 7, targetPort: 8081}]}\n";
+const LATE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: late, namespace: shop}\n\
+                    spec: {selector: {app: orders}, ports: [{name: http, port: 80, targetPort: http}]}\n";
