@@ -9,6 +9,7 @@
 #   make soak          ten minutes of random conversations, every byte checked; SECONDS=60 for one
 #   make vm            the service on booted Debian machines (the first run makes their roots: four minutes)
 #   make packages      deb and rpm of the release build      make repo   signed apt and dnf repositories of them
+#   make images        OCI images of both programs
 #   make test-packages their whole life on booted Debian machines, by apt and dnf
 #   make build         both programs, quick to build      make release   as they ship
 
@@ -18,7 +19,7 @@ DEBUG := target/$(TARGET)/debug
 RELEASE := target/$(TARGET)/release
 CARGO_FLAGS ?= --locked
 
-.PHONY: demo demo-clean test build release tools lint suites e2e vm sizes bench soak instructions packages repo test-packages
+.PHONY: demo demo-clean test build release tools lint suites e2e vm sizes bench soak instructions packages repo images test-packages
 
 demo: tools
 	cargo build $(CARGO_FLAGS) --workspace --bins
@@ -96,6 +97,12 @@ packages: tools
 	$(if $(PROGRAMS),,cargo build $(CARGO_FLAGS) --release -p cli -p controlplane --bins)
 	cargo xtask package --programs $(or $(PROGRAMS),$(RELEASE)) --out $(PACKAGES) $(if $(VERSION),--version $(VERSION)) \
 		$(if $(ARCH),--arch $(ARCH) --native-programs $(RELEASE)) $(if $(ARCHIVE_KEY),--archive-key $(ARCHIVE_KEY))
+
+# OCI archives of both programs, for `podman load` and `skopeo copy`; no daemon is needed.
+IMAGES ?= target/images
+images: tools
+	$(if $(PROGRAMS),,cargo build $(CARGO_FLAGS) --release -p cli -p controlplane --bins)
+	packaging/images.sh $(or $(PROGRAMS),$(RELEASE)) $(IMAGES)
 
 # KEY=ID signs with that key of GNUPGHOME; without it a key of no worth is made, good for a day. URL is where
 # hosts will find it.

@@ -24,6 +24,8 @@ need python3 python3
 need lintian lintian
 need rpmlint rpmlint
 need apparmor_parser apparmor
+need buildah buildah
+need crun crun
 [ -n "$(ls -d /usr/lib/postgresql/*/bin/initdb 2>/dev/null)" ] || missing="$missing postgresql"
 rustup component list --installed 2>/dev/null | grep -q rustfmt || command -v rustfmt >/dev/null 2>&1 || rustup component add rustfmt clippy
 [ -z "$missing" ] && exit 0

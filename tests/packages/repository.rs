@@ -98,7 +98,7 @@ pub fn make_packages(version: &str, out: &Path, key: Option<&Path>) -> Result<()
 }
 
 /// The programs to be packaged. Debugging information would make packages of 130 MB.
-fn programs() -> Result<PathBuf> {
+pub fn programs() -> Result<PathBuf> {
     if let Some(folder) = std::env::var_os("TOMBOLO_PROGRAMS") {
         return Ok(PathBuf::from(folder));
     }
