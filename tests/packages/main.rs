@@ -7,6 +7,7 @@ mod bad;
 mod census;
 mod controlplane;
 mod deb;
+mod documents;
 mod images;
 mod quality;
 mod repository;

@@ -52,7 +52,7 @@ fn a_life_with_dnf() -> Result<()> {
 }
 
 /// A package that holds nothing and provides what ours ask for.
-fn install_the_distribution(site: &Site) -> Result<()> {
+pub fn install_the_distribution(site: &Site) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let spec = folder.path().join("distribution.spec");
     std::fs::write(

@@ -22,6 +22,17 @@ pub struct Site {
 impl Site {
     /// `orders` is in the mesh; `web` trusts the repository and has installed nothing.
     pub fn open(release: Release) -> Result<Self> {
+        let site = Self::bare(release)?;
+        let repository = Repository::made()?;
+        match release {
+            Release::BookwormWithDnf => site.trust_by_dnf(repository)?,
+            Release::Bookworm | Release::Trixie => trust_by_apt(&site.web, &repository.path("repository"))?,
+        }
+        Ok(site)
+    }
+
+    /// The same, and `web` has not heard of the repository.
+    pub fn bare(release: Release) -> Result<Self> {
         let repository = Repository::made()?;
         let estate = Estate::start()?;
         estate.apply(SHOP)?;
@@ -31,12 +42,7 @@ impl Site {
         let web = Machine::boot_bare_release(&estate, "web", release)?;
         let server = serve(&estate, &repository.path("repository"))?;
         let before = Census::take(&web)?;
-        let site = Self { web, before, orders, server, _applications, estate };
-        match release {
-            Release::BookwormWithDnf => site.trust_by_dnf(repository)?,
-            Release::Bookworm | Release::Trixie => trust_by_apt(&site.web, &repository.path("repository"))?,
-        }
-        Ok(site)
+        Ok(Self { web, before, orders, server, _applications, estate })
     }
 
     fn trust_by_dnf(&self, repository: &Repository) -> Result<()> {
