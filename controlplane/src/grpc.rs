@@ -36,7 +36,7 @@ use crate::app::App;
 use crate::store::StoreError;
 use peer::Connection;
 
-/// A handshake that takes longer is not an agent's.
+/// A handshake, with the client's first words, that takes longer is not an agent's.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes at once; more wait in the kernel's queue.
 const MAX_HANDSHAKES: usize = 512;
@@ -161,8 +161,9 @@ async fn next(
 
 async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, address: SocketAddr) -> Option<Connection> {
     let prepared = stream.set_nodelay(true);
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => return prepared.is_ok().then(|| Connection::new(stream, address)),
+    let greeted = async { Connection::greet(acceptor.accept(stream).await?, address).await };
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, greeted).await {
+        Ok(Ok(connection)) => return prepared.is_ok().then_some(connection),
         // An agent of ours whose certificate is not good any more: somebody should know.
         Ok(Err(error)) if identity::tls::refusal(&error).is_some() => {
             let error = identity::tls::explain(&error).unwrap_or_default();
@@ -172,7 +173,7 @@ async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, address: SocketAddr
             let error = identity::tls::explain(&error).unwrap_or_else(|| error.to_string());
             debug!(src.addr = %address, error, "a TLS handshake failed");
         }
-        Err(_) => debug!(src.addr = %address, "no TLS handshake within {HANDSHAKE_TIMEOUT:?}"),
+        Err(_) => debug!(src.addr = %address, "no TLS handshake and first words within {HANDSHAKE_TIMEOUT:?}"),
     }
     None
 }

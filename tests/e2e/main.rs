@@ -4,6 +4,7 @@
 mod bad_input;
 mod connect;
 mod enrolment;
+mod hostile;
 mod intercept;
 mod names;
 mod operator;

@@ -14,6 +14,7 @@ use tonic::transport::server::Connected;
 use tonic::{Extensions, Status};
 
 use crate::app::App;
+use crate::greeting::{Greeted, greeting};
 use crate::snapshot::Published;
 use crate::store::HostRowState;
 
@@ -38,7 +39,7 @@ pub(super) struct Host {
 
 /// One accepted TLS connection.
 pub(super) struct Connection {
-    stream: TlsStream<TcpStream>,
+    stream: Greeted,
     peer: Peer,
 }
 
@@ -89,11 +90,12 @@ pub(super) fn check_standing(published: &Published, host: &str) -> Result<(), St
 }
 
 impl Connection {
-    pub(super) fn new(stream: TlsStream<TcpStream>, address: SocketAddr) -> Self {
+    /// Waits for the first words of the client.
+    pub(super) async fn greet(stream: TlsStream<TcpStream>, address: SocketAddr) -> std::io::Result<Self> {
         let chain = stream.get_ref().1.peer_certificates();
         // The verifier has read it already; what it could not read never came here.
         let identity = chain.and_then(|chain| identity::tls::peer_identity(chain).ok());
-        Self { stream, peer: Peer { address, identity } }
+        Ok(Self { stream: greeting(stream).await?, peer: Peer { address, identity } })
     }
 }
 

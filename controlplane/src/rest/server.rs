@@ -23,6 +23,7 @@ use tracing::{debug, warn};
 
 use super::{AdminToken, router};
 use crate::app::App;
+use crate::greeting::greeting;
 
 /// The operators' API could not start.
 #[derive(Debug, thiserror::Error)]
@@ -94,8 +95,9 @@ async fn connection(
     routes: Router,
     stopping: CancellationToken,
 ) -> Result<(), String> {
-    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
-    let stream = handshake.map_err(|_| "no TLS handshake in time".to_owned())?.map_err(|error| error.to_string())?;
+    let greeted = async { greeting(acceptor.accept(stream).await?).await };
+    let greeted = tokio::time::timeout(HANDSHAKE_TIMEOUT, greeted).await;
+    let stream = greeted.map_err(|_| "no TLS handshake and first words in time")?.map_err(|error| error.to_string())?;
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(address);
         routes.clone().oneshot(request)
