@@ -6,6 +6,7 @@ mod connect;
 mod enrolment;
 mod hostile;
 mod intercept;
+mod metrics;
 mod names;
 mod operator;
 mod outage;

@@ -13,6 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 pub struct Block {
     /// `DOCUMENT:LINE`, for messages.
     pub at: String,
+    /// The heading of the second level above it.
+    pub section: String,
     /// Where its commands run, in this order.
     pub places: Vec<String>,
     pub commands: Vec<String>,
@@ -52,7 +54,11 @@ pub fn blocks(document: &Path) -> Result<Vec<Block>> {
 fn parse(document: &str, text: &str) -> Result<Vec<Block>> {
     let mut blocks = Vec::new();
     let mut lines = text.lines().zip(1..);
+    let mut section = String::new();
     while let Some((line, number)) = lines.next() {
+        if let Some(heading) = line.strip_prefix("## ") {
+            heading.clone_into(&mut section);
+        }
         let Some(info) = line.trim_start().strip_prefix("```") else { continue };
         let at = format!("{document}:{number}");
         let body: Vec<&str> = lines.by_ref().map(|(line, _)| line).take_while(|line| line.trim() != "```").collect();
@@ -72,7 +78,7 @@ fn parse(document: &str, text: &str) -> Result<Vec<Block>> {
             }
             other => bail!("{at}: {other:?} is neither sh nor console nor one of {}", QUIET.join(", ")),
         };
-        blocks.push(Block { at, places, commands, printed });
+        blocks.push(Block { at, section: section.clone(), places, commands, printed });
     }
     Ok(blocks)
 }
@@ -106,10 +112,10 @@ mod tests {
 
     #[test]
     fn every_command_is_found_and_none_is_hidden() {
-        let text = "a\n```toml\nx = 1\n```\n```sh host\n# why\nls \\\n  -l   # all\n\nid\n```\n\
+        let text = "a\n## B\n```toml\nx = 1\n```\n```sh host\n# why\nls \\\n  -l   # all\n\nid\n```\n\
                     ```console a b\n# make demo\nit works\n```\n";
         let found = parse("X.md", text).expect("both say where they run");
-        assert_eq!(found[0].at, "X.md:5");
+        assert_eq!((found[0].at.as_str(), found[0].section.as_str()), ("X.md:6", "B"));
         assert_eq!(found[0].commands, ["ls -l", "id"]);
         assert_eq!(
             (found[1].places.len(), &found[1].commands[0], &found[1].printed[0]),
