@@ -37,6 +37,8 @@ pub struct Config {
     pub admin: Vec<SocketAddr>,
     pub health: Health,
     pub drain_deadline: Duration,
+    /// 0 is one per core.
+    pub workers: usize,
     pub workloads: Vec<WorkloadOverride>,
     /// Every key with its value and the layer it came from, for `--print-config`.
     pub effective: Vec<Effective>,

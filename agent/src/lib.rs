@@ -17,6 +17,7 @@ pub mod intercept_control;
 pub mod issuance;
 pub mod join;
 pub mod link;
+pub mod memory;
 pub mod names;
 pub mod netlink;
 pub mod obey;

@@ -36,7 +36,7 @@ use crate::register::{self, Refused};
 use crate::resolv::{self, Follower};
 use crate::state::{StateDir, StateError, StateLock};
 use crate::systemd::{self, Kept, Parked};
-use crate::{join, obey, workloads};
+use crate::{join, memory, obey, workloads};
 
 mod listeners;
 mod reload;
@@ -88,9 +88,17 @@ pub fn run(sources: &Sources) -> Result<(), RunError> {
         systemd::unpark(Kept::Rules);
         Parked::default()
     });
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(RunError::Runtime)?;
-    let ended = runtime.block_on(async { Agent::start(config, sources.clone(), log, parked).await?.serve().await });
+    // Traffic has threads of its own: nothing that the control plane sends can hold it up.
+    let mut threads = tokio::runtime::Builder::new_multi_thread();
+    if config.workers > 0 {
+        threads.worker_threads(config.workers);
+    }
+    let traffic = threads.thread_name("traffic").enable_all().build().map_err(RunError::Runtime)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
+    let on = traffic.handle().clone();
+    let ended = runtime.block_on(async { Agent::start(config, sources.clone(), log, parked, on).await?.serve().await });
     runtime.shutdown_timeout(Duration::from_secs(1));
+    traffic.shutdown_timeout(Duration::from_secs(1));
     ended
 }
 
@@ -136,7 +144,13 @@ impl Attribution for Attributed {
 }
 
 impl Agent {
-    async fn start(config: Config, sources: Sources, log: Option<LogHandle>, parked: Parked) -> Result<Self, RunError> {
+    async fn start(
+        config: Config,
+        sources: Sources,
+        log: Option<LogHandle>,
+        parked: Parked,
+        traffic_threads: tokio::runtime::Handle,
+    ) -> Result<Self, RunError> {
         // Who are we?
         let state = StateDir::open(&config.paths.state_dir)?;
         let identity = state.identity()?.ok_or(RunError::NotJoined)?;
@@ -159,10 +173,12 @@ impl Agent {
         let mut registry = Registry::default();
         telemetry::metrics::register_process(&mut registry);
         let attribution = Arc::new(Attributed(CgroupAttribution::new(local_workloads(&view))));
-        let proxy =
+        let proxy = {
+            let _here = traffic_threads.enter();
             Proxy::bind(proxy_config(&config), view.clone(), credentials.clone(), attribution.clone(), &mut registry)
                 .await
-                .map_err(RunError::Proxy)?;
+                .map_err(RunError::Proxy)?
+        };
         let resolvers = Follower::spawn(resolv::Sources {
             files: resolv::ResolvFiles { conf: config.dns.resolv_conf.clone(), ..resolv::ResolvFiles::default() },
             fixed: config.dns.upstreams.clone(),
@@ -234,7 +250,10 @@ impl Agent {
         // The admin API before traffic: a second agent on this host fails here, harming nothing.
         let admin = bind_admin(&config).await?;
         let handle = proxy.handle();
-        serving.spawn(proxy.run(traffic.1.clone()));
+        {
+            let _here = traffic_threads.enter();
+            serving.spawn(proxy.run(traffic.1.clone()));
+        }
         if let Some(dns) = dns {
             // As long as there is an agent: programs ask for names until it is gone.
             tasks.spawn(dns.run(background.1.clone()));
@@ -256,6 +275,7 @@ impl Agent {
         lease_tasks.spawn(register::run(link.clone(), report, reports, lease.1.clone()));
         tasks.spawn(follow_workloads(view, attribution, drain.clone()));
         tasks.spawn(follow_interception(control, intercepting, drain.clone()));
+        tasks.spawn(memory::keep_small(drain.clone()));
         tasks.spawn(systemd::watchdog(move || handle.alive(), stopping.subscribe(), drain.clone()));
         serve_admin(admin, &parts, &api_tasks, &api.1);
         let (stop_control, control_stops) = oneshot::channel();

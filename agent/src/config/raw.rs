@@ -21,6 +21,7 @@ pub struct RawConfig {
     pub admin: RawAdmin,
     pub health: RawHealth,
     pub drain: RawDrain,
+    pub runtime: RawRuntime,
     /// Local say about workloads: which processes they are, what happens to plaintext. The lists of
     /// all files are joined; for one group the last one counts.
     pub workload: Vec<RawWorkload>,
@@ -181,6 +182,13 @@ pub struct RawHealth {
 pub struct RawDrain {
     /// How long open connections may take to finish when the agent stops. Up to 1 h.
     pub deadline: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawRuntime {
+    /// Threads that carry traffic; 0 is one per core. Up to 256. Everything else has a thread of its own.
+    pub workers: usize,
 }
 
 /// One `[[workload]]`.

@@ -1,0 +1,18 @@
+//! Code that was given back runs on.
+use super::*;
+
+fn resident_kib(name: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("proc is mounted");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("the field is there");
+    line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+#[test]
+fn the_code_is_found_and_less_of_it_is_resident_afterwards() {
+    let exe = fs::read_link("/proc/self/exe").expect("a program");
+    assert!(!code().is_empty(), "no code of {}", exe.display());
+    let before = resident_kib("RssFile");
+    give_back();
+    let after = resident_kib("RssFile");
+    assert!(after < before, "{before} KiB of files were resident, and {after} are");
+}
