@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::net::socket::reset_on_close;
-use crate::net::tls::TlsStream;
+use crate::net::tls::{Broken, TlsStream};
 use crate::net::traffic::{Stop, Traffic};
 
 /// One end of a relayed connection.
@@ -93,12 +93,6 @@ enum FlowState {
     /// The sender has ended; the receiver is to be told.
     Ending,
     Ended,
-}
-
-/// Which end failed.
-enum Broken {
-    From(io::Error),
-    To(io::Error),
 }
 
 struct Idle {
@@ -205,6 +199,15 @@ impl Flow {
             }
             // What TLS holds back is on its way before more is read.
             ready!(to.poll_flush(cx)).map_err(Broken::To)?;
+            if self.state == FlowState::Moving
+                && let Some(relayed) = relay(cx, from, to)
+            {
+                match ready!(relayed)? {
+                    0 => self.state = FlowState::Ending,
+                    n => drop(moved.fetch_add(n as u64, Ordering::Relaxed)),
+                }
+                continue;
+            }
             match self.state {
                 FlowState::Moving => match ready!(self.poll_read(cx, from)).map_err(Broken::From)? {
                     Some(chunk) => self.chunk = chunk,
@@ -275,6 +278,16 @@ impl Flow {
             self.read_bytes = SMALL_READ_BYTES;
         }
         Poll::Ready(Ok(Some(self.room.split().freeze())))
+    }
+}
+
+/// Moves bytes between a socket and a TLS connection of its own without keeping any here; `None` for
+/// every other pair. Ready with how much it was, 0 at the end of `from`.
+fn relay(cx: &mut Context<'_>, from: &mut End, to: &mut End) -> Option<Poll<Result<usize, Broken>>> {
+    match (from, to) {
+        (End::Tcp(from), End::Tls(to)) => Some(to.poll_take_from(cx, from)),
+        (End::Tls(from), End::Tcp(to)) => Some(from.poll_give_to(cx, to)),
+        (End::Tcp(_) | End::Tunnel { .. } | End::Tls(_), _) => None,
     }
 }
 

@@ -1,10 +1,12 @@
 //! A TLS 1.3 connection with a peer: rustls shakes hands, the records are sealed and opened in place.
 //!
-//! Used for every tunnel. Above it is an ordinary stream of bytes. Whom to trust is not decided here:
+//! Used for every tunnel. HTTP/2 sees an ordinary stream of bytes; `relay.rs` moves
+//! those of one flow between a socket and its own connection without copying them. Whom to trust is not decided here:
 //! that is in the configurations of `identity`.
 
 mod handshake;
 mod incoming;
+mod relay;
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
@@ -19,6 +21,7 @@ use tokio::net::TcpStream;
 
 pub(crate) use handshake::{accept, connect, hello};
 use incoming::Incoming;
+pub(crate) use relay::Broken;
 
 use crate::net::buffers::{Buffer, SLOT_BYTES, SLOTS};
 use crate::net::records::{Content, HEAD_BYTES, MAX_PLAINTEXT_BYTES, Opener, RecordError, Sealer, TAIL_BYTES};

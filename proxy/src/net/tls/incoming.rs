@@ -1,6 +1,6 @@
 //! The receiving half: bytes off the socket, whole records opened, what the peer says between them.
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::task::{Context, Poll, ready};
 
@@ -34,6 +34,17 @@ impl Incoming {
     pub(super) fn parts(&self) -> impl Iterator<Item = &[u8]> {
         let bytes = self.buffer.as_deref().unwrap_or_default();
         self.plain[self.first..self.opened].iter().map(|(start, end)| &bytes[*start as usize..*end as usize])
+    }
+
+    /// At most [`SLOTS`] parts, for one write.
+    pub(super) fn slices(&self) -> ([IoSlice<'_>; SLOTS], usize) {
+        let mut slices = [IoSlice::new(&[]); SLOTS];
+        let mut count = 0;
+        for (slice, part) in slices.iter_mut().zip(self.parts()) {
+            *slice = IoSlice::new(part);
+            count += 1;
+        }
+        (slices, count)
     }
 
     /// `n` bytes of plaintext have been passed on.

@@ -93,6 +93,32 @@ fn end_of<S: Stream + 'static>((ours, theirs): (TlsStream, S)) -> (TlsStream, Bo
 }
 
 #[tokio::test]
+async fn a_relay_moves_every_byte_and_both_ends() {
+    let (client, server) = configurations();
+    let ((near, far), (mut app, near_app), (far_app, mut echo)) = tokio::join!(sockets(), sockets(), sockets());
+    let (near, far) = tokio::join!(tls::connect(client, name(), near), accept(server, far));
+    let (mut near, mut far) = (near.expect("trusted").0, far.expect("trusted").0);
+    let sent = pattern(2_345_678);
+    let mut got = Vec::new();
+    tokio::join!(
+        async {
+            while std::future::poll_fn(|cx| near.poll_take_from(cx, &near_app)).await.expect("both live") > 0 {}
+            near.shutdown().await.expect("the peer reads");
+        },
+        async {
+            while std::future::poll_fn(|cx| far.poll_give_to(cx, &far_app)).await.expect("both live") > 0 {}
+            drop((far, far_app));
+        },
+        async {
+            app.write_all(&sent).await.expect("it is read");
+            app.shutdown().await.expect("it is read");
+        },
+        async { echo.read_to_end(&mut got).await.expect("ended in order") },
+    );
+    assert!(got == sent, "{} of {} bytes arrived", got.len(), sent.len());
+}
+
+#[tokio::test]
 async fn new_keys_are_taken_and_given() {
     let (mut ours, mut theirs) = ours_and_theirs().await;
     for round in 0..3u8 {
