@@ -32,6 +32,7 @@ use crate::listener::{BindError, Heartbeats, Listener};
 use crate::net::addr::{ClientAddr, UpstreamAddr};
 use crate::net::socket::{self, Listening};
 use crate::report::Observers;
+use crate::standing::Standings;
 use crate::view::View;
 
 /// The inbound half, bound and not yet running.
@@ -51,6 +52,7 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) view: View,
     pub(crate) credentials: Credentials,
+    pub(crate) standings: Standings,
     pub(crate) flow_servers: FlowServers,
     pub(crate) observers: Observers,
     pub(crate) own_ports: BTreeSet<u16>,
@@ -138,13 +140,25 @@ impl Shared {
         config: Config,
         view: View,
         credentials: Credentials,
+        standings: Standings,
         observers: Observers,
         own_ports: BTreeSet<u16>,
         transparent: Arc<AtomicBool>,
     ) -> Self {
         let (handshakes, warned) = (Handshakes::default(), AtomicBool::new(false));
         let flow_servers = FlowServers::new(credentials.clone());
-        Self { config, view, credentials, flow_servers, observers, own_ports, transparent, handshakes, warned }
+        Self {
+            config,
+            view,
+            credentials,
+            standings,
+            flow_servers,
+            observers,
+            own_ports,
+            transparent,
+            handshakes,
+            warned,
+        }
     }
 
     /// Dials the application, with the caller's own address as the source where that is possible.

@@ -17,6 +17,7 @@ mod metrics;
 pub mod net;
 pub mod outbound;
 mod report;
+mod standing;
 #[cfg(test)]
 mod testing;
 pub mod view;
@@ -44,6 +45,7 @@ use metrics::Metrics;
 use net::socket::{OriginalDestination, Redirected};
 use outbound::Outbound;
 use report::Observers;
+use standing::Standings;
 
 /// Says which local workload opened an outbound connection.
 pub trait Attribution: Send + Sync + 'static {
@@ -59,6 +61,8 @@ pub struct Proxy {
     inbound: Inbound,
     handle: Handle,
     view: View,
+    standings: Standings,
+    pool: Pool,
 }
 
 /// What the agent asks of a running proxy. Clones ask the same one.
@@ -112,11 +116,13 @@ impl Proxy {
         let bound = [&addresses.outbound, &addresses.tunnels, &addresses.plaintext];
         let mut own_ports = config.own_ports();
         own_ports.extend(bound.into_iter().flatten().map(SocketAddr::port));
+        let standings = Standings::default();
         let pool = Pool::new(
             config.hbone.clone(),
             config.sockets.clone(),
             config.outbound.connect_timeout,
             credentials.clone(),
+            standings.clone(),
             observers.metrics.clone(),
         );
         let flows = flow::pool::Pool::new(flow::pool::Parts {
@@ -125,6 +131,7 @@ impl Proxy {
             sockets: config.sockets.clone(),
             connect_timeout: config.outbound.connect_timeout,
             credentials: credentials.clone(),
+            standings: standings.clone(),
             metrics: observers.metrics.clone(),
             hbone: pool.clone(),
         });
@@ -138,6 +145,7 @@ impl Proxy {
             config.clone(),
             view.clone(),
             credentials.clone(),
+            standings.clone(),
             observers.clone(),
             own_ports.clone(),
             handle.transparent.clone(),
@@ -148,14 +156,14 @@ impl Proxy {
             credentials,
             attribution,
             original_destination,
-            pool,
+            pool: pool.clone(),
             flows,
             loads: outbound::Loads::default(),
             observers,
             own_ports,
         };
         let outbound = Outbound::new(outbound_listeners, outbound);
-        Ok(Self { outbound, inbound: Inbound::new(inbound_listeners, inbound), handle, view })
+        Ok(Self { outbound, inbound: Inbound::new(inbound_listeners, inbound), handle, view, standings, pool })
     }
 
     pub fn handle(&self) -> Handle {
@@ -164,7 +172,7 @@ impl Proxy {
 
     /// Serves until `drain` is signaled and all connections have ended, or its deadline came.
     pub async fn run(self, drain: DrainWatch) {
-        let Self { outbound, inbound, handle, view } = self;
+        let Self { outbound, inbound, handle, view, standings, pool } = self;
         let listeners = async {
             let outbound = outbound.run(drain.clone(), handle.heartbeats.clone());
             let inbound = inbound.run(drain.clone(), handle.heartbeats.clone());
@@ -173,6 +181,7 @@ impl Proxy {
         tokio::select! {
             () = listeners => {}
             () = inbound::authorize::keep(view, handle.observers.clone()) => {}
+            () = standings.keep(handle.observers.connections.clone(), pool) => {}
             () = handle.count_bytes() => {}
         }
     }

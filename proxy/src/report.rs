@@ -14,6 +14,8 @@ use telemetry::Chain;
 use crate::connections::{Connections, Judged, Open};
 use crate::metrics::{Label, Metrics, Party, Reporter, TcpLabels};
 use crate::net::copy::CopyError;
+use crate::net::traffic::Stop;
+use crate::standing::Standing;
 
 /// Where reports go. Clones share it.
 #[derive(Clone, Default)]
@@ -54,6 +56,8 @@ pub(crate) struct Facts {
     pub(crate) tunnel: Option<SocketAddr>,
     pub(crate) destination: Party,
     pub(crate) service: Option<Arc<Service>>,
+    /// Until when the peer at the other end of the tunnel has proved who it is.
+    pub(crate) standing: Option<Arc<Standing>>,
     /// The policy that decided, `namespace/name`.
     pub(crate) policy: Option<String>,
     /// Of the snapshot that decided.
@@ -71,6 +75,8 @@ pub(crate) enum Flag {
     Denied,
     /// A new policy closed it.
     PolicyChanged,
+    /// The peer's certificate ended, and it has shown no newer one.
+    CertificateEnded,
     /// The upstream could not be reached, or refused.
     Connect,
     Tls,
@@ -116,6 +122,7 @@ impl Report {
             tunnel: None,
             destination: Party::default(),
             service: None,
+            standing: None,
             policy: None,
             revision: 0,
             attempt: 0,
@@ -146,8 +153,8 @@ impl Report {
 
     /// The end of the copying, whichever it was.
     pub(crate) fn copied(mut self, result: Result<(), CopyError>) {
-        if let Err(CopyError::Stopped(stop)) = &result {
-            self.facts.policy.clone_from(&stop.policy);
+        if let Err(CopyError::Stopped(Stop::PolicyChanged { policy, .. })) = &result {
+            self.facts.policy.clone_from(policy);
         }
         match result {
             Ok(()) => self.ended(),
@@ -274,6 +281,7 @@ impl Flag {
             Self::Ended => "-",
             Self::Denied => "DENY",
             Self::PolicyChanged => "POLICY_CHANGED",
+            Self::CertificateEnded => "CERTIFICATE_ENDED",
             Self::Connect => "CONNECT",
             Self::Tls => "TLS_FAILURE",
             Self::Http2 => "H2_FAILURE",
@@ -295,7 +303,8 @@ impl Flagged for CopyError {
         match self {
             Self::Client { .. } => Flag::ClientBroke,
             Self::Upstream { .. } => Flag::UpstreamBroke,
-            Self::Stopped(_) => Flag::PolicyChanged,
+            Self::Stopped(Stop::PolicyChanged { .. }) => Flag::PolicyChanged,
+            Self::Stopped(Stop::CertificateEnded { .. }) => Flag::CertificateEnded,
             Self::Idle { .. } => Flag::Idle,
         }
     }

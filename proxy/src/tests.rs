@@ -2,6 +2,7 @@
 //! bare HTTP/2 library in place of ztunnel.
 
 mod abuse;
+mod certificates;
 mod flow;
 mod kernel;
 mod lifetime;

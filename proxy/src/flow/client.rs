@@ -8,29 +8,32 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::SystemTime;
 
-use identity::tls;
+use identity::{VerifyError, tls};
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 
 use crate::config::SocketConfig;
 use crate::flow::Answer;
-use crate::hbone::client::{Key, TunnelError, broken_tls};
+use crate::hbone::client::{Key, TunnelError, broken_tls, not_after};
 use crate::net::copy::End;
 use crate::net::tls::TlsStream;
 use crate::net::{self, socket};
+use crate::standing::{Proven, Standing};
 
-/// What the peer chose.
-pub(crate) enum Established {
-    Flow(Connection),
-    Hbone(Box<TlsStream>),
+/// A connection whose TLS stands.
+pub(crate) struct Established {
+    pub(crate) stream: Box<TlsStream>,
+    /// The peer chose `tombolo/1`, else HBONE.
+    pub(crate) flow: bool,
+    /// When the certificates end that the peer has shown.
+    pub(crate) not_after: SystemTime,
+    pub(crate) resumed: bool,
 }
 
-/// A connection without a flow.
+/// A connection of `tombolo/1` without a flow.
 pub(crate) struct Connection {
     stream: Box<TlsStream>,
-    /// When the peer's certificate ends.
-    not_after: SystemTime,
-    resumed: bool,
+    proven: Proven,
 }
 
 /// Connects and proves who both sides are. Dropping the future abandons the connection.
@@ -44,31 +47,27 @@ pub(crate) async fn establish(
     // A host with several workloads shows the certificate that is asked for by name.
     let name = tls::server_name(key.expected.get(..1).unwrap_or_default());
     let (stream, proof) = net::tls::connect(config, name, tcp).await.map_err(|error| broken_tls(to, error))?;
-    if proof.alpn.as_deref() != Some(tls::FLOW_ALPN) {
-        return Ok(Established::Hbone(Box::new(stream)));
+    let (not_after, now) = (not_after(&proof.certificates, to)?, SystemTime::now());
+    // A session is resumed without a look at the certificate.
+    if not_after < now {
+        return Err(TunnelError::Tls { to, reason: VerifyError::Expired { not_after, now }.to_string() });
     }
-    let not_after = tls::peer_not_after(&proof.certificates).ok();
-    let not_after = not_after.filter(|not_after| SystemTime::now() <= *not_after);
-    let expired = || TunnelError::Tls { to, reason: "the peer's certificate has expired".to_owned() };
-    Ok(Established::Flow(Connection {
-        not_after: not_after.ok_or_else(expired)?,
-        resumed: proof.resumed,
-        stream: Box::new(stream),
-    }))
+    let flow = proof.alpn.as_deref() == Some(tls::FLOW_ALPN);
+    Ok(Established { stream: Box::new(stream), flow, not_after, resumed: proof.resumed })
 }
 
 impl Connection {
-    pub(crate) fn resumed(&self) -> bool {
-        self.resumed
+    pub(crate) fn new(stream: Box<TlsStream>, proven: Proven) -> Self {
+        Self { stream, proven }
     }
 
-    pub(crate) fn not_after(&self) -> SystemTime {
-        self.not_after
+    /// Whether it may take a flow at `now`: its certificates last, and the peer has said nothing. Before
+    /// a flow whatever it says ends the connection; session tickets are below that, and are read.
+    pub(crate) fn is_ready(&mut self, now: SystemTime) -> bool {
+        now <= self.proven.fresh_until && self.is_quiet()
     }
 
-    /// Whether the peer has said nothing: before a flow whatever it says ends the connection. Reads
-    /// the session tickets, which are below that.
-    pub(crate) fn is_quiet(&mut self) -> bool {
+    fn is_quiet(&mut self) -> bool {
         let mut byte = [0];
         let mut context = Context::from_waker(Waker::noop());
         let read = Pin::new(&mut self.stream).poll_read(&mut context, &mut ReadBuf::new(&mut byte));
@@ -85,8 +84,8 @@ impl Connection {
         })
     }
 
-    /// The flow's end, after [`Answer::Accepted`].
-    pub(crate) fn into_end(self) -> End {
-        End::Tls(self.stream)
+    /// The flow's end, after [`Answer::Accepted`], and its peer.
+    pub(crate) fn into_end(self) -> (End, Arc<Standing>) {
+        (End::Tls(self.stream), self.proven.standing)
     }
 }

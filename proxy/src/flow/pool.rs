@@ -2,7 +2,8 @@
 //!
 //! `outbound/connection.rs` asks for a flow and hears that it is open, or that HBONE is to carry it.
 //! How many are warm is `demand.rs`. A connection is left when our certificates or roots have changed,
-//! when the peer's certificate has ended, and when the peer says anything before a flow.
+//! in good time before one of the certificates ends that were shown, and when the peer says anything
+//! before a flow.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,6 +23,7 @@ use crate::hbone;
 use crate::hbone::client::{Key, Proof, TunnelError, broken_tls, still_valid};
 use crate::metrics::{Label, Metrics};
 use crate::net::copy::End;
+use crate::standing::{Standing, Standings, Who};
 
 /// The pool. Clones share it.
 #[derive(Clone)]
@@ -34,6 +36,7 @@ pub(crate) struct Parts {
     pub(crate) sockets: SocketConfig,
     pub(crate) connect_timeout: Duration,
     pub(crate) credentials: Credentials,
+    pub(crate) standings: Standings,
     pub(crate) metrics: Metrics,
     /// Takes the connections whose peer chose HBONE.
     pub(crate) hbone: hbone::pool::Pool,
@@ -73,6 +76,9 @@ struct Way {
     sessions_until: Option<SystemTime>,
 }
 
+/// A flow that the peer has accepted, and the peer.
+pub(crate) type Open = (End, Arc<Standing>);
+
 /// How one flow is to be carried.
 enum Plan {
     Warm(Connection),
@@ -94,7 +100,7 @@ impl Pool {
     /// A flow to `key.to` that the peer has accepted, or `None` when HBONE is to carry it. No byte of
     /// the application has been sent before, so a connection that turns out to be dead is left for
     /// another.
-    pub(crate) async fn open(&self, key: &Key, header: &Header<'_>) -> Result<Option<End>, Arc<TunnelError>> {
+    pub(crate) async fn open(&self, key: &Key, header: &Header<'_>) -> Result<Option<Open>, Arc<TunnelError>> {
         if self.0.parts.tunnel == Tunnel::Hbone {
             return Ok(None);
         }
@@ -161,7 +167,7 @@ impl Pool {
 
     /// What is ready, else what may be made.
     fn plan(&self, key: &Key, first: bool) -> Result<Plan, TunnelError> {
-        let (parts, now) = (&self.0.parts, Instant::now());
+        let (parts, now, at) = (&self.0.parts, Instant::now(), SystemTime::now());
         let hbone_is_ready = parts.tunnel == Tunnel::Auto && parts.hbone.has_place(key);
         let mut slots = self.slots();
         if slots.closed {
@@ -176,7 +182,7 @@ impl Pool {
         }
         while let Some(mut connection) = slot.warm.pop() {
             self.cooled(1);
-            if connection.not_after() >= SystemTime::now() && connection.is_quiet() {
+            if connection.is_ready(at) {
                 return Ok(Plan::Warm(connection));
             }
         }
@@ -226,28 +232,25 @@ impl Pool {
         };
         drop(making);
         let label = match &result {
-            Ok(Established::Flow(connection)) if connection.resumed() => "resumed",
-            Ok(Established::Flow(_) | Established::Hbone(_)) => "ok",
+            Ok(made) if made.resumed => "resumed",
+            Ok(_) => "ok",
             Err(_) => "failed",
         };
         parts.metrics.tunnels_made.get_or_create(&Label("result", label)).inc();
-        match result? {
-            Established::Flow(connection) => {
-                if let Some(slot) = self.slots().by_key.get_mut(key) {
-                    let until =
-                        slot.way.sessions_until.map_or(connection.not_after(), |u| u.min(connection.not_after()));
-                    slot.way.sessions_until = Some(until);
-                }
-                Ok(Some(connection))
-            }
-            Established::Hbone(stream) => {
-                if let Some(slot) = self.slots().by_key.get_mut(key) {
-                    slot.hbone_until = Some(Instant::now() + parts.config.hbone_memory);
-                }
-                parts.hbone.adopt(key.clone(), way.proof, *stream);
-                Ok(None)
+        let Established { stream, flow, not_after, .. } = result?;
+        let proven = parts.standings.proved(Who::Called(key.clone()), not_after, way.proof.not_after());
+        if let Some(slot) = self.slots().by_key.get_mut(key) {
+            if flow {
+                slot.way.sessions_until = Some(slot.way.sessions_until.map_or(not_after, |until| until.min(not_after)));
+            } else {
+                slot.hbone_until = Some(Instant::now() + parts.config.hbone_memory);
             }
         }
+        if !flow {
+            parts.hbone.adopt(key.clone(), way.proof, proven, *stream);
+            return Ok(None);
+        }
+        Ok(Some(Connection::new(stream, proven)))
     }
 
     /// Begins to make what is wanted and not there.
@@ -298,7 +301,7 @@ impl Pool {
             let before = slot.warm.len();
             let same = slot.way.proof.is(&Proof::of(&parts.credentials, &key.source));
             let at = SystemTime::now();
-            slot.warm.retain_mut(|connection| same && connection.not_after() >= at && connection.is_quiet());
+            slot.warm.retain_mut(|connection| same && connection.is_ready(at));
             let wanted = slot.demand.wanted(&parts.config, now);
             let surplus = slot.warm.len().saturating_sub(wanted);
             slot.warm.drain(..surplus);

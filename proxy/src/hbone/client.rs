@@ -14,6 +14,7 @@ use h2::client::{Builder, Connection, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use identity::{Bundles, Credentials, Svid, tls};
+use rustls::pki_types::CertificateDer;
 
 use crate::config::{HboneConfig, SocketConfig};
 use crate::flow::Answer;
@@ -50,6 +51,11 @@ pub(crate) struct Connect {
 
 /// An established connection: the handle for requests, and what has to be polled.
 pub(crate) type Established = (SendRequest<Bytes>, Connection<TlsStream, Bytes>);
+
+/// When the certificates end that the peer has shown.
+pub(crate) fn not_after(shown: &[CertificateDer<'_>], to: SocketAddr) -> Result<SystemTime, TunnelError> {
+    tls::peer_not_after(shown).map_err(|error| TunnelError::Tls { to, reason: error.to_string() })
+}
 
 /// A peer that said 200: both directions of the stream and its response.
 pub(crate) type Opened = (SendStream<Bytes>, RecvStream, Response<()>);
@@ -128,6 +134,11 @@ impl Proof {
         Self { svid: credentials.svid(source), bundles: credentials.bundles() }
     }
 
+    /// When our own certificate ends.
+    pub(crate) fn not_after(&self) -> Option<SystemTime> {
+        self.svid.as_ref().map(|svid| svid.not_after())
+    }
+
     pub(crate) fn is(&self, other: &Self) -> bool {
         let same_svid = match (&self.svid, &other.svid) {
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
@@ -171,21 +182,23 @@ pub(crate) fn still_valid(credentials: &Credentials, source: &SpiffeId) -> Resul
     }
 }
 
-/// Connects and proves who both sides are. Dropping the future abandons the connection.
+/// Connects and proves who both sides are; also when the peer's certificates end. Dropping the future
+/// abandons the connection.
 pub(crate) async fn establish(
     key: &Key,
     credentials: &Credentials,
     hbone: &HboneConfig,
     sockets: &SocketConfig,
-) -> Result<Established, TunnelError> {
+) -> Result<(Established, SystemTime), TunnelError> {
     let to = key.to;
     let config = tls::client_config(credentials, &key.source, key.expected.clone(), &[tls::HBONE_ALPN])
         .map_err(|source| TunnelError::Configuration { to, source })?;
     let tcp = socket::connect(to, sockets).await.map_err(|source| TunnelError::Tcp { to, source })?;
     // A host with several workloads shows the certificate that is asked for by name.
     let name = tls::server_name(key.expected.get(..1).unwrap_or_default());
-    let (stream, _) = net::tls::connect(config, name, tcp).await.map_err(|error| broken_tls(to, error))?;
-    start(key, stream, hbone).await
+    let (stream, proof) = net::tls::connect(config, name, tcp).await.map_err(|error| broken_tls(to, error))?;
+    let not_after = not_after(&proof.certificates, to)?;
+    Ok((start(key, stream, hbone).await?, not_after))
 }
 
 /// Begins HTTP/2 on a connection whose TLS stands.

@@ -2,21 +2,22 @@
 //!
 //! `outbound/connection.rs` asks for a stream. Rules (wire/hbone.md §1.6): one connection being made
 //! per key, a bounded number of streams on each, closed when unused, left when the peer says GOAWAY or
-//! dies, and left for a new one when our certificates or roots have changed.
+//! dies, and left for a new one when our certificates or roots have changed, and in good time before
+//! one of the certificates ends that were shown.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
 use identity::Credentials;
 use tokio::sync::watch;
 use tokio::time::{timeout, timeout_at};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::config::{HboneConfig, SocketConfig};
 use crate::drain::Tasks;
@@ -24,6 +25,7 @@ use crate::hbone::client::{self, Connect, Key, Opened, Proof, TunnelError};
 use crate::hbone::keepalive::Keepalive;
 use crate::metrics::{Label, Metrics};
 use crate::net::tls::TlsStream;
+use crate::standing::{Proven, Standing, Standings, Who};
 
 /// The pool. Clones share it.
 #[derive(Clone)]
@@ -34,6 +36,7 @@ struct Shared {
     sockets: SocketConfig,
     connect_timeout: Duration,
     credentials: Credentials,
+    standings: Standings,
     metrics: Metrics,
     tasks: Tasks,
     slots: Mutex<Slots>,
@@ -63,10 +66,14 @@ struct Tunnel {
     send: SendRequest<Bytes>,
     usage: Arc<Usage>,
     proof: Proof,
+    /// Of the peer.
+    standing: Arc<Standing>,
 }
 
 /// How many streams a connection has.
 struct Usage {
+    /// When the connection is left for one with newer certificates.
+    fresh_until: SystemTime,
     streams: AtomicUsize,
     last_used: Mutex<Instant>,
 }
@@ -74,6 +81,8 @@ struct Usage {
 /// The place of one stream on a connection; dropping it frees the place.
 pub(crate) struct Lease {
     usage: Arc<Usage>,
+    /// Of the peer.
+    pub(crate) standing: Arc<Standing>,
 }
 
 /// A place, and the connection it is on.
@@ -91,10 +100,11 @@ impl Pool {
         sockets: SocketConfig,
         connect_timeout: Duration,
         credentials: Credentials,
+        standings: Standings,
         metrics: Metrics,
     ) -> Self {
         let (tasks, slots) = (Tasks::new(), Mutex::default());
-        Self(Arc::new(Shared { hbone, sockets, connect_timeout, credentials, metrics, tasks, slots }))
+        Self(Arc::new(Shared { hbone, sockets, connect_timeout, credentials, standings, metrics, tasks, slots }))
     }
 
     /// A stream to `key.to` for which the peer has said 200. No byte of the application has been sent
@@ -144,6 +154,26 @@ impl Pool {
         &self.0.tasks
     }
 
+    /// Makes a connection beside those that there are: both sides show the certificates of now.
+    pub(crate) fn renew(&self, key: &Key) {
+        let (pool, key) = (self.clone(), key.clone());
+        self.0.tasks.spawn(async move {
+            let proof = Proof::of(&pool.0.credentials, &key.source);
+            match Box::pin(pool.establish(&key, &proof)).await {
+                Ok(((send, connection), proven)) => {
+                    let (id, usage) = pool.keep(&key, send, proof, proven);
+                    pool.drive(key, id, connection, &usage).await;
+                }
+                Err(error) => warn!(
+                    dst.hbone_addr = %key.to,
+                    src.identity = %key.source,
+                    error = %telemetry::Chain(&error),
+                    "open connections are not sure of their peer for longer: no new handshake with it"
+                ),
+            }
+        });
+    }
+
     /// Waits for a place on a connection of `key`.
     async fn lease(&self, key: &Key) -> Result<Leased, Arc<TunnelError>> {
         let mut reused = true;
@@ -166,13 +196,13 @@ impl Pool {
         if slots.closed {
             return Err(Arc::new(TunnelError::Draining));
         }
-        let id = slots.next;
         // The key is copied only for its first connection.
         if !slots.by_key.contains_key(key) {
             slots.by_key.insert(key.clone(), Slot::default());
         }
         let Some(slot) = slots.by_key.get_mut(key) else { return Err(Arc::new(TunnelError::Draining)) };
-        slot.live.retain(|tunnel| tunnel.proof.is(&proof));
+        let now = SystemTime::now();
+        slot.live.retain(|tunnel| tunnel.is_fresh(&proof, now));
         let place = slot.live.iter().find_map(|tunnel| tunnel.lease(self.0.hbone.pool_max_streams, reused));
         if let Some(leased) = place {
             return Ok(Ok(leased));
@@ -183,24 +213,20 @@ impl Pool {
         }
         let (outcome, connecting) = watch::channel(None);
         slot.connecting = Some(connecting.clone());
-        slots.next += 1;
         drop(slots);
-        self.0.tasks.spawn(self.clone().make(key.clone(), id, proof, outcome));
+        self.0.tasks.spawn(self.clone().make(key.clone(), proof, outcome));
         Ok(Err(connecting))
     }
 
     /// Makes one connection, tells who waits for it, and drives it to its end.
-    async fn make(self, key: Key, id: u64, proof: Proof, outcome: watch::Sender<Option<Result<(), Arc<TunnelError>>>>) {
-        let made = Box::pin(self.establish(&key)).await;
-        let result = if made.is_ok() { "ok" } else { "failed" };
-        self.0.metrics.tunnels_made.get_or_create(&Label("result", result)).inc();
-        match made {
+    async fn make(self, key: Key, proof: Proof, outcome: watch::Sender<Option<Result<(), Arc<TunnelError>>>>) {
+        match Box::pin(self.establish(&key, &proof)).await {
             Err(error) => {
                 self.forget_connecting(&key);
                 outcome.send_replace(Some(Err(Arc::new(error))));
             }
-            Ok((send, connection)) => {
-                let usage = self.keep(&key, id, send, proof);
+            Ok(((send, connection), proven)) => {
+                let (id, usage) = self.keep(&key, send, proof, proven);
                 outcome.send_replace(Some(Ok(())));
                 drop(outcome);
                 self.drive(key, id, connection, &usage).await;
@@ -209,16 +235,12 @@ impl Pool {
     }
 
     /// Takes over a connection that somebody else made and whose peer chose HBONE.
-    pub(crate) fn adopt(&self, key: Key, proof: Proof, stream: TlsStream) {
-        let mut slots = self.slots();
-        let id = slots.next;
-        slots.next += 1;
-        drop(slots);
+    pub(crate) fn adopt(&self, key: Key, proof: Proof, proven: Proven, stream: TlsStream) {
         let pool = self.clone();
         self.0.tasks.spawn(async move {
             match client::start(&key, stream, &pool.0.hbone).await {
                 Ok((send, connection)) => {
-                    let usage = pool.keep(&key, id, send, proof);
+                    let (id, usage) = pool.keep(&key, send, proof, proven);
                     pool.drive(key, id, connection, &usage).await;
                 }
                 Err(error) => debug!(dst.hbone_addr = %key.to, error = %telemetry::Chain(&error), "not adopted"),
@@ -231,27 +253,39 @@ impl Pool {
         let proof = Proof::of(&self.0.credentials, &key.source);
         let slots = self.slots();
         let live = slots.by_key.get(key).map(|slot| slot.live.as_slice()).unwrap_or_default();
-        live.iter().any(|tunnel| tunnel.proof.is(&proof) && tunnel.has_place(self.0.hbone.pool_max_streams))
+        let now = SystemTime::now();
+        live.iter().any(|tunnel| tunnel.is_fresh(&proof, now) && tunnel.has_place(self.0.hbone.pool_max_streams))
     }
 
-    async fn establish(&self, key: &Key) -> Result<client::Established, TunnelError> {
+    async fn establish(&self, key: &Key, proof: &Proof) -> Result<(client::Established, Proven), TunnelError> {
         let shared = &self.0;
-        client::still_valid(&shared.credentials, &key.source)?;
-        let limit = shared.connect_timeout;
-        let established = client::establish(key, &shared.credentials, &shared.hbone, &shared.sockets);
-        let timed_out = |_| TunnelError::TimedOut { to: key.to, limit };
-        timeout(limit, established).await.map_err(timed_out)?
+        let made = async {
+            client::still_valid(&shared.credentials, &key.source)?;
+            let limit = shared.connect_timeout;
+            let established = client::establish(key, &shared.credentials, &shared.hbone, &shared.sockets);
+            timeout(limit, established).await.map_err(|_| TunnelError::TimedOut { to: key.to, limit })?
+        };
+        let made = made.await;
+        let result = if made.is_ok() { "ok" } else { "failed" };
+        shared.metrics.tunnels_made.get_or_create(&Label("result", result)).inc();
+        let (established, not_after) = made?;
+        let proven = shared.standings.proved(Who::Called(key.clone()), not_after, proof.not_after());
+        Ok((established, proven))
     }
 
-    fn keep(&self, key: &Key, id: u64, send: SendRequest<Bytes>, proof: Proof) -> Arc<Usage> {
-        let usage = Arc::new(Usage { streams: AtomicUsize::new(0), last_used: Mutex::new(Instant::now()) });
+    fn keep(&self, key: &Key, send: SendRequest<Bytes>, proof: Proof, proven: Proven) -> (u64, Arc<Usage>) {
+        let fresh_until = proven.fresh_until;
+        let usage = Usage { fresh_until, streams: AtomicUsize::new(0), last_used: Mutex::new(Instant::now()) };
+        let usage = Arc::new(usage);
         let mut slots = self.slots();
+        let id = slots.next;
+        slots.next += 1;
         if !slots.closed {
             let slot = slots.by_key.entry(key.clone()).or_default();
             slot.connecting = None;
-            slot.live.push(Arc::new(Tunnel { id, send, usage: usage.clone(), proof }));
+            slot.live.push(Arc::new(Tunnel { id, send, usage: usage.clone(), proof, standing: proven.standing }));
         }
-        usage
+        (id, usage)
     }
 
     fn forget_connecting(&self, key: &Key) {
@@ -288,7 +322,8 @@ impl Pool {
                 return Poll::Ready("no answer to PING".to_owned());
             }
             // The keepalive timer brings the task here often enough.
-            if usage.unused_for().is_some_and(|unused| unused > unused_timeout) {
+            if usage.unused_for().is_some_and(|unused| unused > unused_timeout) || usage.fresh_until < SystemTime::now()
+            {
                 self.retire(&key, id);
             }
             Poll::Pending
@@ -312,12 +347,17 @@ impl Tunnel {
             return None;
         }
         self.usage.streams.fetch_add(1, Ordering::Relaxed);
-        let lease = Lease { usage: self.usage.clone() };
+        let lease = Lease { usage: self.usage.clone(), standing: self.standing.clone() };
         Some(Leased { lease, id: self.id, send: self.send.clone(), reused })
     }
 }
 
 impl Tunnel {
+    /// Made with the credentials of now, and certificates that last.
+    fn is_fresh(&self, proof: &Proof, now: SystemTime) -> bool {
+        self.proof.is(proof) && now <= self.usage.fresh_until
+    }
+
     fn has_place(&self, max_streams: usize) -> bool {
         // A peer that allows none would make us connect for ever; the stream waits for it instead.
         let limit = max_streams.min(self.send.current_max_send_streams()).max(1);

@@ -15,7 +15,6 @@ use h2::server::{Builder, Connection, SendResponse};
 use http::Request;
 
 use crate::config::HboneConfig;
-use crate::drain::DrainWatch;
 use crate::hbone::keepalive::Keepalive;
 use crate::net::tls::TlsStream;
 
@@ -53,18 +52,18 @@ impl Server {
         Ok(Self { connection, keepalive })
     }
 
-    /// Hands every stream to `take` until the peer closes. When the drain begins it says GOAWAY and
+    /// Hands every stream to `take` until the peer closes. When `leave` completes it says GOAWAY and
     /// goes on until the last stream has ended.
     pub(crate) async fn run(
         mut self,
-        drain: &DrainWatch,
+        leave: impl Future<Output = ()>,
         mut take: impl FnMut(Request<RecvStream>, SendResponse<Bytes>),
     ) -> Result<(), ServeError> {
-        let mut signaled = pin!(drain.signaled());
-        let mut draining = false;
+        let mut leave = pin!(leave);
+        let mut leaving = false;
         poll_fn(|cx| {
-            if !draining && signaled.as_mut().poll(cx).is_ready() {
-                draining = true;
+            if !leaving && leave.as_mut().poll(cx).is_ready() {
+                leaving = true;
                 self.connection.graceful_shutdown();
             }
             while let Poll::Ready(accepted) = self.connection.poll_accept(cx) {

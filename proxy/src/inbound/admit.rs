@@ -18,6 +18,7 @@ use crate::inbound::{DialError, Shared, service_of, workload_at};
 use crate::metrics::Party;
 use crate::net::addr::{ClientAddr, OrigDst, UpstreamAddr};
 use crate::report::{Carrier, Direction, Flag, Flagged, Report};
+use crate::standing::Standing;
 
 /// Who is at the other end of a tunnel.
 pub(crate) struct Peer {
@@ -25,6 +26,7 @@ pub(crate) struct Peer {
     pub(crate) client: ClientAddr,
     /// Our address of the connection, and so the workload's.
     pub(crate) local: OrigDst,
+    pub(crate) standing: Arc<Standing>,
 }
 
 /// Why a peer does not get its connection, in the order of the checks.
@@ -68,6 +70,7 @@ pub(crate) fn report(shared: &Shared, peer: &Peer, carrier: Carrier) -> Report {
     report.facts.source.identity = Some(peer.identity.clone());
     report.facts.source.workload = source_workload(&snapshot, peer);
     report.facts.revision = snapshot.revision();
+    report.facts.standing = Some(peer.standing.clone());
     report
 }
 

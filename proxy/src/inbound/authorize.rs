@@ -71,6 +71,7 @@ pub(crate) fn review_one(snapshot: &Snapshot, open: &Open, observers: &Observers
 fn stop(open: &Open, verdict: &Verdict, observers: &Observers) {
     if open.traffic.stopped().is_none() {
         observers.metrics.closed_by_policy.inc();
-        open.traffic.stop(Stop { reason: verdict.reason(), policy: verdict.policy().map(str::to_owned) });
+        let policy = verdict.policy().map(str::to_owned);
+        open.traffic.stop(Stop::PolicyChanged { reason: verdict.reason(), policy });
     }
 }

@@ -24,6 +24,7 @@ use crate::net;
 use crate::net::addr::{ClientAddr, OrigDst};
 use crate::net::tls::TlsStream;
 use crate::report::{Carrier, Direction, Flag, Flagged, Report};
+use crate::standing::Who;
 
 /// A peer whose TLS stands, and what it chose to speak.
 enum Spoken {
@@ -94,7 +95,13 @@ async fn serve_streams(shared: Arc<Shared>, peer: Peer, server: Box<Server>, dra
     let take = |request, respond| {
         tasks.spawn(Stream::new(shared.clone(), peer.clone()).serve(request, respond));
     };
-    if let Err(error) = server.run(&drain, take).await {
+    let leave = async {
+        tokio::select! {
+            () = drain.signaled() => {}
+            () = peer.standing.ended() => {}
+        }
+    };
+    if let Err(error) = server.run(leave, take).await {
         debug!(
             src.addr = %peer.client, src.identity = %peer.identity, error = %Chain(&error), "a peer's tunnel broke"
         );
@@ -117,15 +124,17 @@ async fn shake_hands(shared: &Shared, tcp: TcpStream, client: ClientAddr) -> Res
     let config = config.map_err(HandshakeError::Configuration)?;
     let (stream, proof) = net::tls::accept(config, hello).await.map_err(refused)?;
     let identity = tls::peer_identity(&proof.certificates).map_err(|_| HandshakeError::Identity)?;
-    let peer = Peer { identity, client, local };
-    if !offered {
-        let server = Server::handshake(stream, &shared.config.hbone).await.map_err(HandshakeError::Http2)?;
-        return Ok(Spoken::Hbone(peer, Box::new(server)));
-    }
     let not_after = tls::peer_not_after(&proof.certificates).map_err(|_| HandshakeError::Identity)?;
     // A session is resumed without a look at the certificate.
     if not_after < SystemTime::now() {
         return Err(HandshakeError::Expired);
+    }
+    let caller = Who::Caller(identity.clone(), client.get().ip());
+    let standing = shared.standings.proved(caller, not_after, None).standing;
+    let peer = Peer { identity, client, local, standing };
+    if !offered {
+        let server = Server::handshake(stream, &shared.config.hbone).await.map_err(HandshakeError::Http2)?;
+        return Ok(Spoken::Hbone(peer, Box::new(server)));
     }
     Ok(Spoken::Flow { peer, stream: Box::new(stream), not_after })
 }

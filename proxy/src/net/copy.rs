@@ -45,7 +45,7 @@ pub(crate) enum CopyError {
         #[source]
         source: io::Error,
     },
-    #[error("closed due to policy change: {}", .0.reason)]
+    #[error(transparent)]
     Stopped(Stop),
     #[error("nothing moved for {limit:?}")]
     Idle { limit: Duration },

@@ -1,6 +1,6 @@
 //! What one relayed connection has moved, and the order to stop it.
 //!
-//! `copy.rs` writes and obeys it; `connections.rs` shows it, `inbound/authorize.rs` stops by it. No
+//! `copy.rs` writes and obeys it; `connections.rs` shows it, `inbound/authorize.rs` and `standing.rs` stop by it. No
 //! lock: a connection touches it for every chunk.
 
 use std::sync::OnceLock;
@@ -24,12 +24,13 @@ pub(crate) struct Traffic {
 }
 
 /// The order to end a connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Stop {
-    /// The sentence for the log.
-    pub(crate) reason: String,
-    /// `namespace/name` of the policy that forbids it.
-    pub(crate) policy: Option<String>,
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Stop {
+    /// `policy`: `namespace/name` of the one that forbids it.
+    #[error("closed due to policy change: {reason}")]
+    PolicyChanged { reason: String, policy: Option<String> },
+    #[error("{reason}")]
+    CertificateEnded { reason: String },
 }
 
 impl Traffic {

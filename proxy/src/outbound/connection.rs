@@ -254,7 +254,11 @@ impl Connection {
             baggage: &baggage,
         };
         let opened = self.shared.flows.open(key, &header).await;
-        opened.map_err(|source| OutboundError::Tunnel { destination: target, source })
+        let opened = opened.map_err(|source| OutboundError::Tunnel { destination: target, source })?;
+        Ok(opened.map(|(end, standing)| {
+            self.report.facts.standing = Some(standing);
+            end
+        }))
     }
 
     /// A stream through the tunnel port of `target`'s host.
@@ -270,6 +274,7 @@ impl Connection {
         let opened = self.shared.pool.open(key, &connect).await;
         let ((send, recv, _response), lease) =
             opened.map_err(|source| OutboundError::Tunnel { destination: target, source })?;
+        self.report.facts.standing = Some(lease.standing.clone());
         Ok(Upstream { end: End::Tunnel { send, recv }, _counted: Some(counted), _lease: Some(lease) })
     }
 }

@@ -43,12 +43,17 @@ impl Ca {
     }
 
     pub(super) fn svid(&self, identity: &SpiffeId) -> Svid {
+        self.svid_for(identity, Duration::from_secs(3600))
+    }
+
+    /// One that ends after `life`, give or take a second: certificates know no fractions.
+    pub(super) fn svid_for(&self, identity: &SpiffeId, life: Duration) -> Svid {
         let key = KeyPair::generate().expect("generates");
         let now = SystemTime::now();
         let mut params = rcgen::CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.not_before = (now - Duration::from_secs(60)).into();
-        params.not_after = (now + Duration::from_secs(3600)).into();
+        params.not_after = (now + life).into();
         let uri = identity.to_string().try_into().expect("an identity is ASCII");
         params.subject_alt_names = vec![rcgen::SanType::URI(uri)];
         params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];

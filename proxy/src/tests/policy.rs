@@ -100,6 +100,7 @@ async fn plaintext(mesh: &Mesh, app: TcpListener, transparent: bool) -> (TcpStre
         Config::default(),
         mesh.b.view.clone(),
         mesh.b.credentials.clone(),
+        Default::default(),
         Observers::default(),
         [15008].into(),
         Arc::new(AtomicBool::new(transparent)),
