@@ -185,7 +185,7 @@ impl Shared {
                 result => return result,
             }
         }
-        socket::connect(target, sockets).await
+        socket::connect_here(target, sockets).await
     }
 }
 

@@ -56,6 +56,9 @@ pub(crate) fn listen(address: SocketAddr, kind: Listening, config: &SocketConfig
     if kind == Listening::Transparent {
         set_transparent(&socket, address.is_ipv6())?;
     }
+    if address.ip().is_loopback() {
+        unpaced(&socket);
+    }
     socket.bind(&address.into())?;
     socket.listen(i32::try_from(config.backlog).unwrap_or(i32::MAX))?;
     TcpListener::from_std(socket.into())
@@ -75,7 +78,18 @@ pub(crate) async fn connect(to: SocketAddr, config: &SocketConfig) -> io::Result
     Ok(stream)
 }
 
-/// Dials with the source address `from`, which need not be ours. Needs CAP_NET_ADMIN and the policy
+/// Dials an application of this host as the agent itself.
+pub(crate) async fn connect_here(to: SocketAddr, config: &SocketConfig) -> io::Result<TcpStream> {
+    let socket = dialling(to)?;
+    let options = SockRef::from(&socket);
+    mark(&options, config.mark);
+    unpaced(&options);
+    let stream = socket.connect(to).await?;
+    prepare(&SockRef::from(&stream), config);
+    Ok(stream)
+}
+
+/// Dials an application of this host with the source address `from`, which need not be ours. Needs CAP_NET_ADMIN and the policy
 /// routing that brings the answers back.
 ///
 /// The address is the caller's, so its ports are, too: were one used here that the caller chooses for
@@ -100,6 +114,7 @@ async fn connect_from_port(from: SocketAddr, to: SocketAddr, config: &SocketConf
     let options = SockRef::from(&socket);
     set_transparent(&options, to.is_ipv6())?;
     mark(&options, Some(config.source_preserving_mark));
+    unpaced(&options);
     set_bind_address_no_port(socket.as_fd())?;
     socket.bind(from)?;
     let stream = socket.connect(to).await?;
@@ -143,6 +158,15 @@ fn mark(socket: &Socket, mark: Option<u32>) {
         // Without CAP_NET_ADMIN there can be no interception either, which is all the mark is for.
         let _ = socket.set_mark(mark);
     }
+}
+
+/// Accepted sockets inherit it. A host that has BBR as its default paces every connection by a timer
+/// (tcp(7), `tcp_congestion_control`); between two sockets of one host there is no path to spare, and
+/// the timer costs more than the bytes (docs/performance.md). It must be set before the connection
+/// stands: pacing that has begun goes on.
+fn unpaced(socket: &Socket) {
+    // Only tunes. CUBIC is Linux' own default, and may be missing only where somebody took it out.
+    let _ = socket.set_tcp_congestion(b"cubic");
 }
 
 fn prepare(socket: &Socket, config: &SocketConfig) {
