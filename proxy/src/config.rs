@@ -71,7 +71,8 @@ pub enum Tunnel {
 /// `tombolo/1`, both sides.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FlowConfig {
-    /// Connections to one destination that are warm at most. Default 8.
+    /// Connections to one destination that are warm at most. Default 32: as many flows at one time, each
+    /// short, as a busy caller has.
     pub max_warm: usize,
     /// Handshakes with one destination that may come at once. Default 16: a pool of connections as an
     /// application opens it at its start.
@@ -217,7 +218,7 @@ impl Default for HboneConfig {
 impl Default for FlowConfig {
     fn default() -> Self {
         Self {
-            max_warm: 8,
+            max_warm: 32,
             handshake_burst: 16.0,
             handshakes_per_second: 10.0,
             unused_timeout: Duration::from_secs(300),

@@ -204,10 +204,11 @@ impl Drop for Report {
         let flag = self.outcome.unwrap_or(Flag::Aborted);
         let metrics = &self.observers.metrics;
         if let Some(open) = &self.open {
-            self.observers.connections.remove(open.id);
             metrics.count_bytes(open);
             metrics.closed.get_or_create(&self.facts.labels(flag)).inc();
             metrics.sockets_open.get_or_create(&self.facts.direction.label()).dec();
+            // Last: who sees that none is open finds them all counted.
+            self.observers.connections.remove(open.id);
         }
         if flag != Flag::Ended {
             metrics.failed.get_or_create(&self.facts.labels(flag)).inc();

@@ -1,4 +1,4 @@
-//! One connection to a peer that may take one flow. Used by the pool only.
+//! One connection to a peer that takes flows, one after the other. Used by the pool only.
 //!
 //! TCP and TLS 1.3 as for HBONE, offering `tombolo/1` first; the peer chooses. It keeps nothing.
 
@@ -18,7 +18,7 @@ use crate::hbone::client::{Key, TunnelError, broken_tls, not_after};
 use crate::net::copy::End;
 use crate::net::tls::TlsStream;
 use crate::net::{self, socket};
-use crate::standing::{Proven, Standing};
+use crate::standing::Proven;
 
 /// A connection whose TLS stands.
 pub(crate) struct Established {
@@ -57,7 +57,8 @@ pub(crate) async fn establish(
 }
 
 impl Connection {
-    pub(crate) fn new(stream: Box<TlsStream>, proven: Proven) -> Self {
+    pub(crate) fn new(mut stream: Box<TlsStream>, proven: Proven) -> Self {
+        stream.carry_flows();
         Self { stream, proven }
     }
 
@@ -85,7 +86,12 @@ impl Connection {
     }
 
     /// The flow's end, after [`Answer::Accepted`], and its peer.
-    pub(crate) fn into_end(self) -> (End, Arc<Standing>) {
-        (End::Tls(self.stream), self.proven.standing)
+    pub(crate) fn into_end(self) -> (End, Proven) {
+        (End::Tls(self.stream), self.proven)
+    }
+
+    /// The connection again, after a flow that ended in order; `None` if it can take no other.
+    pub(crate) fn again(end: End, proven: Proven) -> Option<Self> {
+        Some(Self { stream: end.next_flow()?, proven })
     }
 }

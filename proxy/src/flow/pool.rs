@@ -1,9 +1,9 @@
-//! Warm connections to peers, each for one flow.
+//! Warm connections to peers, each for one flow at a time.
 //!
 //! `outbound/connection.rs` asks for a flow and hears that it is open, or that HBONE is to carry it.
-//! How many are warm is `demand.rs`. A connection is left when our certificates or roots have changed,
-//! in good time before one of the certificates ends that were shown, and when the peer says anything
-//! before a flow.
+//! A flow that ended in order gives its connection back. How many are kept is `demand.rs`. A connection
+//! is left when our certificates or roots have changed, in good time before one of the certificates ends
+//! that were shown, and when the peer says anything before a flow.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +23,7 @@ use crate::hbone;
 use crate::hbone::client::{Key, Proof, TunnelError, broken_tls, still_valid};
 use crate::metrics::{Label, Metrics};
 use crate::net::copy::End;
-use crate::standing::{Standing, Standings, Who};
+use crate::standing::{Proven, Standing, Standings, Who};
 
 /// The pool. Clones share it.
 #[derive(Clone)]
@@ -76,12 +76,23 @@ struct Way {
     sessions_until: Option<SystemTime>,
 }
 
-/// A flow that the peer has accepted, and the peer.
-pub(crate) type Open = (End, Arc<Standing>);
+/// A flow that the peer has accepted.
+pub(crate) struct Open {
+    pub(crate) end: End,
+    pub(crate) origin: Box<Origin>,
+}
+
+/// Where the connection of a flow belongs when the flow is over.
+pub(crate) struct Origin {
+    pool: Pool,
+    key: Key,
+    proof: Proof,
+    proven: Proven,
+}
 
 /// How one flow is to be carried.
 enum Plan {
-    Warm(Connection),
+    Warm(Connection, Proof),
     Make(Way, Making),
     Hbone,
 }
@@ -112,20 +123,25 @@ impl Pool {
             let plan = self.plan(key, first).map_err(Arc::new)?;
             first = false;
             self.refill(key);
-            let (mut connection, warm) = match plan {
+            let (mut connection, proof, warm) = match plan {
                 Plan::Hbone => return Ok(None),
-                Plan::Warm(connection) => (connection, true),
+                Plan::Warm(connection, proof) => (connection, proof, true),
                 Plan::Make(way, making) => {
+                    let proof = way.proof.clone();
                     let made = timeout_at(deadline, Box::pin(self.make(key, way, making))).await;
                     let made = made.unwrap_or(Err(TunnelError::TimedOut { to: key.to, limit }));
                     match made.map_err(Arc::new)? {
-                        Some(connection) => (connection, false),
+                        Some(connection) => (connection, proof, false),
                         None => return Ok(None),
                     }
                 }
             };
             match timeout_at(deadline, connection.ask(&bytes)).await {
-                Ok(Ok(Answer::Accepted)) => return Ok(Some(connection.into_end())),
+                Ok(Ok(Answer::Accepted)) => {
+                    let (end, proven) = connection.into_end();
+                    let origin = Box::new(Origin { pool: self.clone(), key: key.clone(), proof, proven });
+                    return Ok(Some(Open { end, origin }));
+                }
                 Ok(Ok(Answer::Closing)) if warm => {}
                 Ok(Ok(answer)) => return Err(Arc::new(TunnelError::Declined { to: key.to, answer })),
                 Ok(Err(error)) if warm => {
@@ -183,7 +199,7 @@ impl Pool {
         while let Some(mut connection) = slot.warm.pop() {
             self.cooled(1);
             if connection.is_ready(at) {
-                return Ok(Plan::Warm(connection));
+                return Ok(Plan::Warm(connection, slot.way.proof.clone()));
             }
         }
         let always = parts.tunnel == Tunnel::Flow;
@@ -279,17 +295,21 @@ impl Pool {
         let proof = way.proof.clone();
         let made = timeout(self.0.parts.connect_timeout, Box::pin(self.make(&key, way, making))).await;
         match made {
-            Ok(Ok(Some(connection))) => {
-                let mut slots = self.slots();
-                if let Some(slot) = slots.by_key.get_mut(&key).filter(|slot| slot.way.proof.is(&proof)) {
-                    slot.warm.push(connection);
-                    self.0.parts.metrics.warm.inc();
-                }
-            }
+            Ok(Ok(Some(connection))) => self.put(&key, &proof, connection),
             Ok(Ok(None)) => {}
             // The next flow finds out for itself, and its report says so.
             Ok(Err(error)) => debug!(dst.hbone_addr = %key.to, error = %telemetry::Chain(&error), "not warmed"),
             Err(_) => debug!(dst.hbone_addr = %key.to, "not warmed: no answer in time"),
+        }
+    }
+
+    /// Keeps a connection, unless the credentials have changed or there are enough.
+    fn put(&self, key: &Key, proof: &Proof, connection: Connection) {
+        let mut slots = self.slots();
+        let slot = slots.by_key.get_mut(key).filter(|slot| slot.way.proof.is(proof));
+        if let Some(slot) = slot.filter(|slot| slot.warm.len() < self.0.parts.config.max_warm) {
+            slot.warm.push(connection);
+            self.0.parts.metrics.warm.inc();
         }
     }
 
@@ -328,6 +348,20 @@ impl Pool {
     fn slots(&self) -> MutexGuard<'_, Slots> {
         // Nothing that can panic runs under this lock; a poisoned one is still whole.
         self.0.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Origin {
+    /// The peer of the flow.
+    pub(crate) fn standing(&self) -> &Arc<Standing> {
+        &self.proven.standing
+    }
+
+    /// Gives the connection of a flow that ended in order back.
+    pub(crate) fn give_back(self: Box<Self>, end: End) {
+        if let Some(connection) = Connection::again(end, self.proven) {
+            self.pool.put(&self.key, &self.proof, connection);
+        }
     }
 }
 

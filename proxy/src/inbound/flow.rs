@@ -1,4 +1,4 @@
-//! One connection of a peer that speaks `tombolo/1`: header in, one byte out, then the flow's bytes.
+//! One connection of a peer that speaks `tombolo/1`: header in, one byte out, the flow's bytes; and again.
 //!
 //! `connection.rs` brings it when TLS stands. What is between question and answer is `admit.rs`.
 
@@ -35,7 +35,7 @@ enum FlowError {
     Gone(#[source] io::Error),
 }
 
-/// Serves the one flow of a connection, if it gets one before `not_after`.
+/// Serves the flows of a connection, one after the other, until `not_after`.
 pub(crate) async fn serve(
     shared: Arc<Shared>,
     peer: Peer,
@@ -43,21 +43,32 @@ pub(crate) async fn serve(
     not_after: SystemTime,
     drain: DrainWatch,
 ) {
-    let Some(first) = Box::pin(unused(&shared, &peer, &mut stream, not_after, drain)).await else { return };
-    let mut report = report(&shared, &peer, Carrier::Flow);
+    stream.carry_flows();
+    while let Some(first) = Box::pin(unused(&shared, &peer, &mut stream, not_after, drain.clone())).await {
+        let Some(used) = serve_one(&shared, &peer, stream, first).await else { return };
+        stream = used;
+    }
+}
+
+/// Serves one flow. The connection again, if it can take another.
+async fn serve_one(shared: &Shared, peer: &Peer, mut stream: Box<TlsStream>, first: u8) -> Option<Box<TlsStream>> {
+    let mut report = report(shared, peer, Carrier::Flow);
     // Boxed, so that a flow that has found its application gives the room back.
-    match Box::pin(accept(&shared, &peer, &mut stream, first, &mut report)).await {
+    match Box::pin(accept(shared, peer, &mut stream, first, &mut report)).await {
         Ok((application, judged)) => {
-            let open = open(&shared, judged, &mut report);
+            let open = open(shared, judged, &mut report);
             let idle = shared.config.inbound.idle_timeout;
-            let client = End::Tls(stream);
-            let result = copy_both_ways(client, End::Tcp(application), &open.traffic, idle).await;
+            let (mut client, mut application) = (End::Tls(stream), End::Tcp(application));
+            let result = copy_both_ways(&mut client, &mut application, &open.traffic, idle).await;
+            let whole = result.is_ok();
             report.copied(result);
+            client.next_flow().filter(|_| whole)
         }
         Err(error) => {
             report.failed(&error);
             // The peer may be gone, and then nobody needs the answer.
             let _ = answer(&mut stream, error.answer()).await;
+            None
         }
     }
 }

@@ -47,7 +47,8 @@ pub(crate) async fn serve(shared: Arc<Shared>, peer: TcpStream, client: SocketAd
         Ok((application, judged)) => {
             let open = open(&shared, judged, &mut report);
             let idle = shared.config.inbound.idle_timeout;
-            let result = copy_both_ways(End::Tcp(peer), End::Tcp(application), &open.traffic, idle).await;
+            let (mut client, mut application) = (End::Tcp(peer), End::Tcp(application));
+            let result = copy_both_ways(&mut client, &mut application, &open.traffic, idle).await;
             report.copied(result);
         }
         Err(error) => {

@@ -55,8 +55,8 @@ impl Stream {
             Ok((application, judged, send)) => {
                 let open = open(&self.shared, judged, &mut self.report);
                 let idle = self.shared.config.inbound.idle_timeout;
-                let client = End::Tunnel { send, recv };
-                let result = copy_both_ways(client, End::Tcp(application), &open.traffic, idle).await;
+                let (mut client, mut application) = (End::Tunnel { send, recv }, End::Tcp(application));
+                let result = copy_both_ways(&mut client, &mut application, &open.traffic, idle).await;
                 self.report.copied(result);
             }
             Err(error) => {

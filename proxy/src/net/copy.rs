@@ -28,7 +28,7 @@ pub(crate) enum End {
         send: SendStream<Bytes>,
         recv: RecvStream,
     },
-    /// A TLS connection of its own, ended in each direction by close_notify (RFC 8446 §6.1).
+    /// A TLS connection of its own, which is left when the flow has ended in both directions.
     Tls(Box<TlsStream>),
 }
 
@@ -54,8 +54,8 @@ pub(crate) enum CopyError {
 /// Relays until both directions have ended. Dropping the future resets both ends, so that a cut
 /// connection is not taken for one that ended.
 pub(crate) async fn copy_both_ways(
-    client: End,
-    upstream: End,
+    client: &mut End,
+    upstream: &mut End,
     traffic: &Traffic,
     idle_timeout: Option<Duration>,
 ) -> Result<(), CopyError> {
@@ -65,9 +65,9 @@ pub(crate) async fn copy_both_ways(
     poll_fn(|cx| relay.poll(cx, traffic)).await
 }
 
-struct Relay {
-    client: End,
-    upstream: End,
+struct Relay<'a> {
+    client: &'a mut End,
+    upstream: &'a mut End,
     request: Flow,
     response: Flow,
     idle: Option<Idle>,
@@ -101,16 +101,16 @@ struct Idle {
     moved_before: u64,
 }
 
-impl Relay {
+impl Relay<'_> {
     fn poll(&mut self, cx: &mut Context<'_>, traffic: &Traffic) -> Poll<Result<(), CopyError>> {
         if let Poll::Ready(stop) = traffic.poll_stopped(cx) {
             return Poll::Ready(Err(CopyError::Stopped(stop.clone())));
         }
-        let request = self.request.poll(cx, &mut self.client, &mut self.upstream, &traffic.received);
+        let request = self.request.poll(cx, self.client, self.upstream, &traffic.received);
         if let Poll::Ready(Err(broken)) = request {
             return Poll::Ready(Err(self.broken(broken, true)));
         }
-        let response = self.response.poll(cx, &mut self.upstream, &mut self.client, &traffic.sent);
+        let response = self.response.poll(cx, self.upstream, self.client, &traffic.sent);
         if let Poll::Ready(Err(broken)) = response {
             return Poll::Ready(Err(self.broken(broken, false)));
         }
@@ -168,7 +168,7 @@ impl Relay {
     }
 }
 
-impl Drop for Relay {
+impl Drop for Relay<'_> {
     fn drop(&mut self) {
         if !self.whole {
             self.client.reset(Reason::CANCEL);
@@ -333,10 +333,7 @@ impl End {
                 result => Poll::Ready(result),
             },
             Self::Tunnel { send, .. } => Poll::Ready(send.send_data(Bytes::new(), true).map_err(broken_stream)),
-            Self::Tls(stream) => match ready!(Pin::new(stream).poll_shutdown(cx)) {
-                Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
-                result => Poll::Ready(result),
-            },
+            Self::Tls(stream) => stream.poll_end_flow(cx),
         }
     }
 
@@ -355,6 +352,14 @@ impl End {
                 Ok(reason) => Poll::Ready(broken_stream(reason.into())),
                 Err(error) => Poll::Ready(broken_stream(error)),
             },
+        }
+    }
+
+    /// The TLS connection, if its flow has ended in order and it can take another.
+    pub(crate) fn next_flow(self) -> Option<Box<TlsStream>> {
+        match self {
+            Self::Tls(mut stream) => stream.next_flow().then_some(stream),
+            Self::Tcp(_) | Self::Tunnel { .. } => None,
         }
     }
 

@@ -38,9 +38,23 @@ pub(crate) struct TlsStream {
     outgoing: Option<(Buffer, Range<usize>)>,
     /// The peer has asked for new keys of ours (RFC 8446 §4.6.3).
     keys_wanted: bool,
-    /// The peer has ended its direction in order.
-    peer_ended: bool,
-    close_sent: bool,
+    /// How far the peer has ended its direction in order.
+    peer_ended: Ended,
+    /// How far we have ended ours.
+    ended: Ended,
+    /// Whether an empty record ends a flow (docs/tombolo-1.md). Everywhere else it means nothing
+    /// (RFC 8446 §5.1).
+    flows: bool,
+}
+
+/// How far one direction of a connection has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Not,
+    /// This flow; the connection may take another.
+    Flow,
+    /// By `close_notify`.
+    Connection,
 }
 
 /// What rustls keeps of a connection: how its secrets go on, and where tickets belong.
@@ -52,6 +66,40 @@ enum Session {
 impl TlsStream {
     pub(crate) fn tcp(&self) -> &TcpStream {
         &self.tcp
+    }
+
+    /// From now on an empty record ends a flow.
+    pub(crate) fn carry_flows(&mut self) {
+        self.flows = true;
+    }
+
+    /// Ends our direction of the flow. The connection stays, unless the peer has ended it. Ready when
+    /// the kernel has it.
+    pub(crate) fn poll_end_flow(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.peer_ended == Ended::Connection {
+            return match ready!(Pin::new(self).poll_shutdown(cx)) {
+                // The peer has reset already, after its own end.
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+                result => Poll::Ready(result),
+            };
+        }
+        ready!(self.poll_sendable(cx))?;
+        if self.ended == Ended::Not {
+            let (buffer, sealed) = self.seal_one(Content::Data, &[])?;
+            self.ended = Ended::Flow;
+            self.send(cx, buffer, sealed)?;
+        }
+        self.poll_written(cx)
+    }
+
+    /// Makes a connection whose flow has ended in both directions ready for another. `false` if the
+    /// peer has ended more than the flow.
+    pub(crate) fn next_flow(&mut self) -> bool {
+        let ended = (self.ended, self.peer_ended) == (Ended::Flow, Ended::Flow);
+        if ended {
+            (self.ended, self.peer_ended) = (Ended::Not, Ended::Not);
+        }
+        ended && self.outgoing.is_none()
     }
 
     /// Writes what is sealed. Ready when nothing is left.
@@ -191,9 +239,9 @@ impl AsyncWrite for TlsStream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_written(cx))?;
-        if !this.close_sent {
+        if this.ended != Ended::Connection {
             let (buffer, sealed) = this.seal_one(Content::Alert, &CLOSE_NOTIFY)?;
-            this.close_sent = true;
+            this.ended = Ended::Connection;
             this.send(cx, buffer, sealed)?;
             ready!(this.poll_written(cx))?;
         }

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::flow::Header;
+use crate::flow::pool::{Open, Origin};
 use crate::hbone::client::{Connect, Key, TunnelError};
 use crate::hbone::pool::Lease;
 use crate::hbone::{Baggage, Forwarded, TraceParent};
@@ -70,8 +71,9 @@ pub(crate) enum OutboundError {
 /// The next hop, connected.
 struct Upstream {
     end: End,
-    _counted: Option<Counted>,
-    _lease: Option<Lease>,
+    /// Where the connection belongs when its flow is over.
+    origin: Option<Box<Origin>>,
+    _held: (Option<Counted>, Option<Lease>),
 }
 
 /// What is the same for every attempt of one connection.
@@ -102,7 +104,11 @@ impl Connection {
             Ok(upstream) => {
                 let open = self.report.open(None);
                 let idle = self.shared.config.outbound.idle_timeout;
-                let result = copy_both_ways(End::Tcp(app), upstream.end, &open.traffic, idle).await;
+                let (mut app, Upstream { mut end, origin, _held }) = (End::Tcp(app), upstream);
+                let result = copy_both_ways(&mut app, &mut end, &open.traffic, idle).await;
+                if let (Some(origin), true) = (origin, result.is_ok()) {
+                    origin.give_back(end);
+                }
                 self.report.copied(result);
             }
             Err(error) => {
@@ -222,9 +228,10 @@ impl Connection {
                 facts.destination.identity = expected.first().cloned();
                 let key = Key { source, expected: expected.clone(), to };
                 if on_tombolo_host(&candidate.workload)
-                    && let Some(end) = self.flow(caller, target, &key).await?
+                    && let Some(Open { end, origin }) = self.flow(caller, target, &key).await?
                 {
-                    return Ok(Upstream { end, _counted: Some(counted), _lease: None });
+                    self.report.facts.standing = Some(origin.standing().clone());
+                    return Ok(Upstream { end, origin: Some(origin), _held: (Some(counted), None) });
                 }
                 self.tunnel(caller, target, &key, counted).await
             }
@@ -239,11 +246,11 @@ impl Connection {
         let connected = timeout(limit, socket::connect(target.get(), &self.shared.config.sockets)).await;
         let connected = connected.map_err(|_| OutboundError::TimedOut { destination: target, limit })?;
         let stream = connected.map_err(|source| OutboundError::Plain { destination: target, source })?;
-        Ok(Upstream { end: End::Tcp(stream), _counted: counted, _lease: None })
+        Ok(Upstream { end: End::Tcp(stream), origin: None, _held: (counted, None) })
     }
 
     /// A connection of its own to the tunnel port of `target`'s host; `None` when HBONE is to carry it.
-    async fn flow(&mut self, caller: &Caller, target: UpstreamAddr, key: &Key) -> Result<Option<End>, OutboundError> {
+    async fn flow(&mut self, caller: &Caller, target: UpstreamAddr, key: &Key) -> Result<Option<Open>, OutboundError> {
         self.report.facts.carrier = Carrier::Flow;
         let baggage = caller.baggage().to_string();
         let header = Header {
@@ -254,11 +261,7 @@ impl Connection {
             baggage: &baggage,
         };
         let opened = self.shared.flows.open(key, &header).await;
-        let opened = opened.map_err(|source| OutboundError::Tunnel { destination: target, source })?;
-        Ok(opened.map(|(end, standing)| {
-            self.report.facts.standing = Some(standing);
-            end
-        }))
+        opened.map_err(|source| OutboundError::Tunnel { destination: target, source })
     }
 
     /// A stream through the tunnel port of `target`'s host.
@@ -275,7 +278,7 @@ impl Connection {
         let ((send, recv, _response), lease) =
             opened.map_err(|source| OutboundError::Tunnel { destination: target, source })?;
         self.report.facts.standing = Some(lease.standing.clone());
-        Ok(Upstream { end: End::Tunnel { send, recv }, _counted: Some(counted), _lease: Some(lease) })
+        Ok(Upstream { end: End::Tunnel { send, recv }, origin: None, _held: (Some(counted), Some(lease)) })
     }
 }
 

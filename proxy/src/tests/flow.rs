@@ -140,13 +140,15 @@ async fn an_end_without_close_notify_resets_the_application() {
 }
 
 #[tokio::test]
-async fn a_warm_connection_takes_the_next_flow_and_is_replaced() {
+async fn a_warm_connection_takes_the_next_flow_and_is_replaced_while_it_lasts() {
     let app = app().await;
     let mesh = Mesh::over(&app, Tunnel::Auto).await;
     echo(app);
+    let mut flows = Vec::new();
     for n in 1..=4 {
         let mut client = mesh.dial().await;
         assert_eq!(ask(&mut client, "hello").await.expect("echoed"), "hello");
+        flows.push(client);
         let open = mesh.a.handle.connections();
         assert!(open.iter().all(|open| open.protocol == "tombolo/1"), "{n}: {open:?}");
         until_warm(&mesh.a, true).await;
@@ -155,6 +157,36 @@ async fn a_warm_connection_takes_the_next_flow_and_is_replaced() {
     assert!(made(&mesh.a, "ok").await + made(&mesh.a, "resumed").await >= 5.0);
     assert!(made(&mesh.a, "resumed").await >= 3.0, "one ticket comes with each connection");
     assert_eq!(mesh.a.metric("tombolo_tunnels_open", &[]), 0.0, "no HBONE was needed");
+}
+
+#[tokio::test]
+async fn flows_that_end_in_order_leave_their_connection_to_the_next() {
+    let app = app().await;
+    let mut config = carried_by(Tunnel::Flow);
+    config.flow.handshake_burst = 0.0;
+    let mesh = Mesh::start_with(&app, config).await;
+    echo(app);
+    for n in 0..20 {
+        let mut client = mesh.dial().await;
+        // Less and more than a record, and nothing at all.
+        let sent = vec![7; n * 1000];
+        client.write_all(&sent).await.expect("sends");
+        client.shutdown().await.expect("half-closes");
+        let mut echoed = Vec::new();
+        within("the echo", client.read_to_end(&mut echoed)).await.expect("ends in order");
+        assert!(echoed == sent, "{n}");
+        until_warm(&mesh.a, true).await;
+    }
+    assert_eq!(made(&mesh.a, "ok").await + made(&mesh.a, "resumed").await, 1.0);
+    // One that broke is not used again.
+    let client = mesh.dial().await;
+    client.set_zero_linger().expect("sets");
+    until("the flow", || (mesh.b.handle.open() == 1).then_some(())).await;
+    drop(client);
+    until("its end", || (mesh.b.handle.open() == 0).then_some(())).await;
+    let mut client = mesh.dial().await;
+    assert_eq!(ask(&mut client, "hello").await.expect("echoed"), "hello");
+    assert_eq!(made(&mesh.a, "ok").await + made(&mesh.a, "resumed").await, 2.0);
 }
 
 #[tokio::test]

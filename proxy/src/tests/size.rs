@@ -11,7 +11,8 @@ async fn the_futures_of_a_connection_stay_small() {
     let listener = app().await;
     let stream = async || TcpStream::connect(listener.local_addr().expect("bound")).await.expect("it listens");
     let traffic = Traffic::default();
-    let copy = copy_both_ways(End::Tcp(stream().await), End::Tcp(stream().await), &traffic, None);
+    let (mut client, mut upstream) = (End::Tcp(stream().await), End::Tcp(stream().await));
+    let copy = copy_both_ways(&mut client, &mut upstream, &traffic, None);
     let check =
         |what: &str, bytes: usize, limit: usize| assert!(bytes <= limit, "{what}: {bytes} bytes (limit {limit})");
     check("copying", size_of_val(&copy), 500);

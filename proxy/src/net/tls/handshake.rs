@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::incoming::Incoming;
-use super::{Session, TlsStream, invalid};
+use super::{Ended, Session, TlsStream, invalid};
 use crate::net::records::{Opener, Sealer};
 
 /// What the peer has shown during the handshake.
@@ -100,8 +100,8 @@ impl TlsStream {
     fn new(tcp: TcpStream, session: Session, secrets: &ExtractedSecrets, incoming: Incoming) -> io::Result<Self> {
         let opener = Opener::new(secrets.rx.0, &secrets.rx.1).map_err(invalid)?;
         let sealer = Sealer::new(secrets.tx.0, &secrets.tx.1).map_err(invalid)?;
-        let (outgoing, keys_wanted, peer_ended, close_sent) = (None, false, false, false);
-        Ok(Self { tcp, session, opener, sealer, incoming, outgoing, keys_wanted, peer_ended, close_sent })
+        let (outgoing, keys_wanted, peer_ended, ended) = (None, false, Ended::Not, Ended::Not);
+        Ok(Self { tcp, session, opener, sealer, incoming, outgoing, keys_wanted, peer_ended, ended, flows: false })
     }
 }
 

@@ -8,7 +8,7 @@ use rustls::{AlertDescription, Error};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::{Session, TlsStream, invalid};
+use super::{Ended, Session, TlsStream, invalid};
 use crate::net::buffers::{Buffer, SLOT_BYTES, SLOTS};
 use crate::net::records::{Content, Opener, length};
 
@@ -141,28 +141,26 @@ impl Incoming {
             let (content, plain) = opener.open(&mut raw[..length]).map_err(invalid)?;
             let place = plain.start + self.raw.start..plain.end + self.raw.start;
             self.raw.start += length;
-            if content != Content::Data {
+            if content != Content::Data || place.is_empty() {
                 return Ok(Some((content, place)));
             }
-            if place.start < place.end {
-                // A buffer is far smaller than 4 GiB.
-                let at = |place: usize| u32::try_from(place).unwrap_or_default();
-                self.plain[self.opened] = (at(place.start), at(place.end));
-                self.opened += 1;
-            }
+            // A buffer is far smaller than 4 GiB.
+            let at = |place: usize| u32::try_from(place).unwrap_or_default();
+            self.plain[self.opened] = (at(place.start), at(place.end));
+            self.opened += 1;
         }
         Ok(None)
     }
 }
 
 impl TlsStream {
-    /// Ready with whether there is plaintext: `false` once the peer has ended its direction.
+    /// Ready with whether there is plaintext: `false` once the peer has ended its direction, or the flow.
     pub(super) fn poll_opened(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         loop {
             if self.incoming.is_plain() {
                 return Poll::Ready(Ok(true));
             }
-            while !self.peer_ended
+            while self.peer_ended == Ended::Not
                 && let Some((content, place)) = self.incoming.open(&mut self.opener)?
             {
                 self.obey(content, place)?;
@@ -170,8 +168,8 @@ impl TlsStream {
             if self.incoming.is_plain() {
                 continue;
             }
-            if self.peer_ended {
-                self.incoming = Incoming::default();
+            if self.peer_ended != Ended::Not {
+                self.incoming.rest();
                 return Poll::Ready(Ok(false));
             }
             self.incoming.rest();
@@ -189,7 +187,9 @@ impl TlsStream {
     fn obey(&mut self, content: Content, place: Range<usize>) -> io::Result<()> {
         let message = self.incoming.buffer.as_deref().map_or(&[][..], |bytes| &bytes[place]);
         match (content, message) {
-            (Content::Alert, [_, 0]) => self.peer_ended = true,
+            (Content::Alert, [_, 0]) => self.peer_ended = Ended::Connection,
+            (Content::Data, []) if self.flows => self.peer_ended = Ended::Flow,
+            (Content::Data, []) => {}
             (Content::Alert, [_, description]) => {
                 return Err(invalid(Error::AlertReceived(AlertDescription::from(*description))));
             }
