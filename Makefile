@@ -50,7 +50,7 @@ lint:
 suites:
 	cargo build $(CARGO_FLAGS) --workspace --bins
 	RUST_TEST_THREADS=2 cargo test $(CARGO_FLAGS) --workspace
-	cargo xtask codegen --check
+	$(DEBUG)/xtask codegen --check
 
 # Real programs in network namespaces. Two at a time: there may be two cores only.
 e2e:
