@@ -358,7 +358,7 @@ impl Origin {
     }
 
     /// Gives the connection of a flow that ended in order back.
-    pub(crate) fn give_back(self: Box<Self>, end: End) {
+    pub(crate) fn give_back(self, end: End) {
         if let Some(connection) = Connection::again(end, self.proven) {
             self.pool.put(&self.key, &self.proof, connection);
         }
