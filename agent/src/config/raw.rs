@@ -187,7 +187,8 @@ pub struct RawDrain {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawRuntime {
-    /// Threads that carry traffic; 0 is one per core. Up to 256. Everything else has a thread of its own.
+    /// Threads that carry traffic; 0 is one for every four cores. Up to 256. Everything else has a thread of
+    /// its own.
     pub workers: usize,
 }
 

@@ -107,3 +107,34 @@ fn a_stalled_reader_costs_lines_and_not_time() {
     drop(go_on);
     writer.flush(Duration::from_secs(5));
 }
+
+#[test]
+fn lines_that_wait_are_written_together() {
+    struct Counted(std::sync::mpsc::Receiver<()>, Arc<Mutex<Vec<usize>>>);
+    impl Write for Counted {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            self.1.lock().expect("no writer panicked").push(bytes.iter().filter(|byte| **byte == b'\n').count());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let (go_on, waits) = std::sync::mpsc::channel();
+    let writes = Arc::new(Mutex::new(Vec::new()));
+    let writer = Arc::new(Writer::spawn(Counted(waits, writes.clone())).expect("a thread"));
+    let layer = line_layer(Format::Text, Lines(writer.clone()));
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+        for line in 0..100 {
+            tracing::info!(line, "goes on");
+        }
+    });
+    drop(go_on);
+    writer.flush(Duration::from_secs(5));
+    let writes = writes.lock().expect("no writer panicked").clone();
+    assert_eq!(writes.iter().sum::<usize>(), 100, "{writes:?}");
+    // The first of them could not know of the others.
+    assert!(writes.len() <= 2, "{writes:?}");
+}

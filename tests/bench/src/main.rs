@@ -101,7 +101,7 @@ fn measure(arguments: &Arguments) -> Result<Run> {
         command: command(arguments),
         seconds: arguments.seconds,
         rounds: arguments.rounds,
-        workers: record::cores(),
+        workers: paths.iter().map(Path::workers).try_fold(0, |most, workers| workers.map(|n| n.max(most)))?,
         paths: paths.iter().map(|path| path.name.clone()).collect(),
         ..Run::default()
     };

@@ -64,6 +64,16 @@ impl Path {
         Ok(total)
     }
 
+    /// How many threads of the client's agent carry traffic; none on a path without.
+    pub fn workers(&self) -> Result<usize> {
+        let Some(agent) = self.client.agent() else { return Ok(0) };
+        let mut workers = 0;
+        for thread in std::fs::read_dir(format!("/proc/{}/task", agent.pid()))? {
+            workers += usize::from(std::fs::read_to_string(thread?.path().join("comm"))?.trim() == "traffic");
+        }
+        Ok(workers)
+    }
+
     /// Memory of the client's and the server's agent; none on a path without.
     pub fn memory(&self) -> Result<Option<[Memory; 2]>> {
         let (Some(client), Some(server)) = (self.client.agent(), self.server.agent()) else { return Ok(None) };

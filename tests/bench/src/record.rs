@@ -87,7 +87,7 @@ pub fn machine() -> String {
     format!("{}, {} cores, Linux {}", model.trim_start_matches(['\t', ' ', ':']), cores(), kernel.trim())
 }
 
-pub fn cores() -> usize {
+fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
