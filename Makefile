@@ -3,6 +3,7 @@
 #   make demo          three hosts, one control plane, every promise checked on real traffic
 #   make demo KEEP=1   the same, left up to look around; `make demo-clean` takes it down
 #   make test          format, lints, house rules, unit, store, end-to-end, booted machines
+#   make test-all      the same, and virtual machines
 #   make sizes         the release build: static, size, memory of an idle agent
 #   make bench         what the mesh costs beside direct TCP, on the release build; QUICK=1 RECORD=1
 #   make instructions  how many instructions single steps take, against the record (needs valgrind)
@@ -11,6 +12,7 @@
 #   make packages      deb and rpm of the release build      make repo   signed apt and dnf repositories of them
 #   make images        OCI images of both programs
 #   make test-packages their whole life on booted Debian machines, by apt and dnf
+#   make vagrant-box   boxes for libvirt from a Debian mirror    make vagrant-check   the estate of vagrant/, up and down
 #   make build         both programs, quick to build      make release   as they ship
 
 SHELL := /bin/bash -o pipefail
@@ -19,7 +21,10 @@ DEBUG := target/$(TARGET)/debug
 RELEASE := target/$(TARGET)/release
 CARGO_FLAGS ?= --locked
 
-.PHONY: demo demo-clean test build release tools lint suites e2e vm sizes bench soak instructions packages repo images test-packages
+SCENARIOS := request kill-controlplane partition reboot-storm rolling-upgrade
+
+.PHONY: demo demo-clean test test-all build release tools lint suites e2e vm sizes bench soak instructions packages repo images test-packages \
+	vagrant-tools vagrant-box vagrant-repository vagrant-up vagrant-check $(addprefix vagrant-,$(SCENARIOS))
 
 demo: tools
 	cargo build $(CARGO_FLAGS) --workspace --bins
@@ -40,6 +45,10 @@ release:
 
 test: tools lint suites
 	@echo "make test: all suites passed"
+
+# What takes too long for every day, too.
+test-all: test vagrant-check
+	@echo "make test-all: all suites passed"
 
 lint:
 	cargo fmt --all --check
@@ -120,3 +129,37 @@ test-packages: tools
 	cargo build $(CARGO_FLAGS) --workspace --bins
 	$(if $(PROGRAMS),TOMBOLO_PROGRAMS=$(abspath $(PROGRAMS))) cargo test $(CARGO_FLAGS) --workspace --test packages \
 		-- --test-threads 2 --show-output
+
+# The estate of vagrant/ (its README.md). Where there is no libvirt and no KVM: `vagrant/sandbox.sh bash`, and all of
+# these from there.
+VAGRANT := target/vagrant
+vagrant-tools:
+	@vagrant/tools.sh
+
+# Made once: delete a box to have it made again.
+vagrant-box: vagrant-tools $(VAGRANT)/debian-12.box $(VAGRANT)/debian-13.box
+$(VAGRANT)/debian-12.box: vagrant/box.sh
+	vagrant/box.sh bookworm $@
+$(VAGRANT)/debian-13.box: vagrant/box.sh
+	vagrant/box.sh trixie $@
+
+# What the estate installs: of the debug build, or of PROGRAMS=FOLDER; VERSION=1.2.3 adds that version.
+vagrant-repository: tools
+	$(if $(PROGRAMS),,cargo build $(CARGO_FLAGS) --workspace --bins)
+	vagrant/repository.sh $(or $(PROGRAMS),$(DEBUG)) $(VAGRANT) $(VERSION)
+
+vagrant-up: vagrant-box vagrant-repository
+	cd vagrant && vagrant up --no-parallel
+
+$(addprefix vagrant-,$(filter-out rolling-upgrade,$(SCENARIOS))): vagrant-%:
+	vagrant/scenario.sh $*
+
+# To VERSION, of the same programs unless PROGRAMS says otherwise.
+vagrant-rolling-upgrade: VERSION ?= 9.9.9
+vagrant-rolling-upgrade: vagrant-repository
+	VERSION=$(VERSION) vagrant/scenario.sh rolling-upgrade
+
+# The estate up, a meshed request, the estate gone; nothing is left. Half an hour where processors are emulated.
+# ALSO="partition reboot-storm": these too, before it goes.
+vagrant-check: vagrant-box vagrant-repository
+	vagrant/sandbox.sh vagrant/check.sh $(ALSO)

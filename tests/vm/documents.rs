@@ -14,7 +14,8 @@ use tests::netns::finish;
 use tests::{Estate, Machine, wait_until};
 
 /// Which documents have commands that a test runs: one below, for docs/packages.md those of the packages.
-const WALKED: &[&str] = &["INSTALL.md", "README.md", "docs/operations.md", "docs/packages.md", "docs/performance.md"];
+const WALKED: &[&str] =
+    &["INSTALL.md", "README.md", "docs/operations.md", "docs/packages.md", "docs/performance.md", "vagrant/README.md"];
 
 #[test]
 fn no_document_has_a_command_that_nothing_runs() -> Result<()> {
@@ -61,7 +62,10 @@ fn the_readme_shows_what_happens() -> Result<()> {
 
 #[test]
 fn what_developers_are_told_is_there() -> Result<()> {
-    document::blocks(Path::new("docs/performance.md"))?.iter().try_for_each(developer)
+    for path in ["docs/performance.md", "vagrant/README.md"] {
+        document::blocks(Path::new(path))?.iter().try_for_each(developer)?;
+    }
+    Ok(())
 }
 
 /// Somebody who does what a document says.
@@ -211,12 +215,9 @@ fn developer(block: &Block) -> Result<()> {
                 ensure!(missing.is_empty(), "the demonstration does not print {missing:#?}, but:\n{}", output.stdout);
             }
             // Minutes of measuring, and a record that is kept: what it would do must expand, its flags exist.
-            bench if bench.starts_with("make bench") => {
-                let mut make = std::process::Command::new("make");
-                make.arg("-n").args(bench.split_whitespace().skip(1)).current_dir(document::workspace());
-                let output = finish(make, Duration::from_secs(60))?;
-                ensure!(output.ok() && output.stdout.contains("/bench "), "`{bench}` is no target: {output:?}");
-            }
+            bench if bench.starts_with("make bench") => ensure_target(bench, "/bench ")?,
+            // `make vagrant-check` does all of these; here, too, they must exist.
+            estate if estate.starts_with("make vagrant-") => ensure_target(estate, "vagrant/")?,
             bench if bench.starts_with("target/x86_64-unknown-linux-gnu/debug/bench ") => {
                 let mut help = std::process::Command::new(program("bench")?);
                 help.arg("--help");
@@ -228,6 +229,15 @@ fn developer(block: &Block) -> Result<()> {
             other => bail!("`{other}`: nobody wrote down how a test does this"),
         }
     }
+    Ok(())
+}
+
+/// `make …` is a target, and what it would run says `what`.
+fn ensure_target(command: &str, what: &str) -> Result<()> {
+    let mut make = std::process::Command::new("sh");
+    make.args(["-c", &command.replacen("make", "make -n", 1)]).current_dir(document::workspace());
+    let output = finish(make, Duration::from_secs(60))?;
+    ensure!(output.ok() && output.stdout.contains(what), "`{command}` is no target: {output:?}");
     Ok(())
 }
 
