@@ -3,7 +3,7 @@
 #   make demo          three hosts, one control plane, every promise checked on real traffic
 #   make demo KEEP=1   the same, left up to look around; `make demo-clean` takes it down
 #   make test          format, lints, house rules, unit, store, end-to-end, booted machines
-#   make test-all      the same, and virtual machines
+#   make test-all      the same, test-ansible and virtual machines
 #   make sizes         the release build: static, size, memory of an idle agent
 #   make bench         what the mesh costs beside direct TCP, on the release build; QUICK=1 RECORD=1
 #   make instructions  how many instructions single steps take, against the record (needs valgrind)
@@ -13,6 +13,7 @@
 #   make images        OCI images of both programs
 #   make test-packages their whole life on booted Debian machines, by apt and dnf
 #   make vagrant-box   boxes for libvirt from a Debian mirror    make vagrant-check   the estate of vagrant/, up and down
+#   make test-ansible  the Ansible collection on booted machines, over SSH
 #   make build         both programs, quick to build      make release   as they ship
 
 SHELL := /bin/bash -o pipefail
@@ -24,7 +25,7 @@ CARGO_FLAGS ?= --locked
 SCENARIOS := request kill-controlplane partition reboot-storm rolling-upgrade
 
 .PHONY: demo demo-clean test test-all build release tools lint suites e2e vm sizes bench soak instructions packages repo images test-packages \
-	vagrant-tools vagrant-box vagrant-repository vagrant-up vagrant-check $(addprefix vagrant-,$(SCENARIOS))
+	test-ansible ansible vagrant-tools vagrant-box vagrant-repository vagrant-up vagrant-check $(addprefix vagrant-,$(SCENARIOS))
 
 demo: tools
 	cargo build $(CARGO_FLAGS) --workspace --bins
@@ -47,12 +48,13 @@ test: tools lint suites
 	@echo "make test: all suites passed"
 
 # What takes too long for every day, too.
-test-all: test vagrant-check
+test-all: test test-ansible vagrant-check
 	@echo "make test-all: all suites passed"
 
 lint:
 	cargo fmt --all --check
 	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+	cargo clippy $(CARGO_FLAGS) -p tests --test ansible -- -D warnings
 
 # Every suite of every room: unit, component, store (SQLite and Postgres), house rules, end-to-end,
 # booted machines, the commands of the documents. Two tests at a time: there may be two cores only.
@@ -163,3 +165,17 @@ vagrant-rolling-upgrade: vagrant-repository
 # ALSO="partition reboot-storm": these too, before it goes.
 vagrant-check: vagrant-box vagrant-repository
 	vagrant/sandbox.sh vagrant/check.sh $(ALSO)
+# The controller: Ansible of these versions in a venv of its own.
+ANSIBLE := target/ansible/venv
+$(ANSIBLE)/bin/ansible-lint: tests/ansible/requirements.txt
+	python3 -m venv $(ANSIBLE)
+	$(ANSIBLE)/bin/pip install --quiet --disable-pip-version-check --requirement tests/ansible/requirements.txt
+	touch $@
+
+ansible: $(ANSIBLE)/bin/ansible-lint
+
+# One at a time: three machines each.
+test-ansible: tools ansible
+	cargo build $(CARGO_FLAGS) --workspace --bins
+	$(if $(PROGRAMS),TOMBOLO_PROGRAMS=$(abspath $(PROGRAMS))) cargo test $(CARGO_FLAGS) -p tests --test ansible \
+		-- --test-threads 1 --show-output

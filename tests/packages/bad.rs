@@ -6,8 +6,8 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 use tests::machine::{AGENT, Release};
 
-use crate::repository::{NEW, OLD, Repository, end_gpg_agent, make_key, run};
 use crate::site::{Site, apt};
+use tests::repository::{NEW, OLD, Repository, end_gpg_agent, make_key, run};
 
 #[test]
 fn an_upgrade_that_cannot_be_used_leaves_the_earlier_agent_running() -> Result<()> {

@@ -5,9 +5,9 @@ use anyhow::{Context, Result, ensure};
 use tests::machine::Release;
 use tests::{Estate, Machine, wait_until};
 
-use crate::census::Census;
-use crate::repository::Repository;
 use crate::site::{apt, trust_by_apt};
+use tests::census::Census;
+use tests::repository::Repository;
 
 const UNIT: &str = "tombolo-controlplane.service";
 
@@ -82,7 +82,7 @@ fn install_from_files(machine: &Machine, repository: &Repository) -> Result<()> 
     let folder = machine.path("/root/packages")?;
     std::fs::create_dir_all(&folder)?;
     for name in ["tombolo", "tombolo-controlplane"] {
-        let file = format!("{name}_{}-1_amd64.deb", crate::repository::NEW);
+        let file = format!("{name}_{}-1_amd64.deb", tests::repository::NEW);
         std::fs::copy(repository.path("packages").join(&file), folder.join(&file))?;
     }
     machine.write("/etc/apt/sources.list", "")?;

@@ -6,8 +6,8 @@ use anyhow::{Result, ensure};
 use tests::machine::{AGENT, Release};
 use tests::{Machine, wait_until};
 
-use crate::repository::{NEW, OLD};
 use crate::site::Site;
+use tests::repository::{NEW, OLD};
 
 #[test]
 fn three_commands_and_a_minute_from_a_bare_machine_to_the_first_meshed_request() -> Result<()> {
@@ -98,7 +98,7 @@ fn a_life_with_apt(release: Release) -> Result<()> {
     ];
     let trust = ["file /usr/share/keyrings/tombolo", "file /etc/apt/sources.list.d/tombolo.sources"];
     let allowed: Vec<&str> = units.into_iter().chain(trust).collect();
-    crate::census::Census::take(&site.web)?.ensure_as(&site.before, &allowed)
+    tests::census::Census::take(&site.web)?.ensure_as(&site.before, &allowed)
 }
 
 /// Installed, and nothing has changed for anybody.

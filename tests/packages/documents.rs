@@ -7,10 +7,10 @@ use anyhow::{Context, Result, ensure};
 use tests::document;
 use tests::machine::Release;
 
-use crate::census::Census;
 use crate::deb::ensure_out_of_the_path;
-use crate::repository::URL;
 use crate::site::Site;
+use tests::census::Census;
+use tests::repository::URL;
 
 #[test]
 fn packages_md_leads_from_nothing_to_a_meshed_host_and_back_by_apt() -> Result<()> {

@@ -8,12 +8,12 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::{Daemon, Estate, wait_until};
 
-use crate::repository::{programs, run, sources};
+use tests::repository::{programs, run};
 
 #[test]
 fn the_images_hold_one_program_each_and_it_runs() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    run(Command::new(sources().join("packaging/images.sh")).arg(programs()?).arg(folder.path()))?;
+    run(Command::new(tests::document::workspace().join("packaging/images.sh")).arg(programs()?).arg(folder.path()))?;
 
     let agent = Image::unpack(folder.path(), "agent")?;
     let said = run(Command::new("chroot").arg(&agent.root).args(agent.line("Entrypoint")).arg("--version"))?;

@@ -4,12 +4,10 @@
 //! They are made of the programs beside the running test, or of those in `TOMBOLO_PROGRAMS`.
 
 mod bad;
-mod census;
 mod controlplane;
 mod deb;
 mod documents;
 mod images;
 mod quality;
-mod repository;
 mod rpm;
 mod site;

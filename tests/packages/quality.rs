@@ -7,13 +7,13 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use tests::netns::finish;
 
-use crate::repository::{NEW, Repository, make_packages, run, sources};
+use tests::repository::{NEW, Repository, make_packages, run};
 
 #[test]
 fn made_again_they_are_the_same_to_the_byte() -> Result<()> {
     let repository = Repository::made()?;
     let again = tempfile::tempdir()?;
-    make_packages(NEW, again.path(), Some(&repository.path("key.gpg")))?;
+    make_packages(NEW, again.path(), Some(&repository.path("key.gpg")), None)?;
     let (first, second) = (sums(&repository.path("packages"))?, sums(again.path())?);
     ensure!(second.len() == 8, "not every package was made: {second:?}");
     for (name, sum) in &second {
@@ -33,7 +33,7 @@ fn lintian_finds_nothing_but_what_is_meant() -> Result<()> {
     let repository = Repository::made()?;
     let mut command = Command::new("lintian");
     command.args(["--no-cfg", "--allow-root", "--fail-on", "error,warning", "--suppress-tags-from-file"]);
-    command.arg(sources().join("packaging/lintian.suppress"));
+    command.arg(tests::document::workspace().join("packaging/lintian.suppress"));
     let output = finish(with_packages(command, &repository.path("packages"), ".deb")?, LIMIT)?;
     ensure!(output.ok(), "{}{}", output.stdout, output.stderr);
     Ok(())
@@ -43,7 +43,7 @@ fn lintian_finds_nothing_but_what_is_meant() -> Result<()> {
 fn rpmlint_finds_nothing_but_what_is_meant() -> Result<()> {
     let repository = Repository::made()?;
     let mut command = Command::new("rpmlint");
-    command.arg("--config").arg(sources().join("packaging/rpmlint.toml"));
+    command.arg("--config").arg(tests::document::workspace().join("packaging/rpmlint.toml"));
     let output = finish(with_packages(command, &repository.path("repository/rpm"), ".rpm")?, LIMIT)?;
     ensure!(output.ok() && output.stdout.contains(" 0 warnings"), "{}{}", output.stdout, output.stderr);
     Ok(())
@@ -59,8 +59,10 @@ fn with_packages(mut command: Command, folder: &Path, kind: &str) -> Result<Comm
 #[test]
 fn the_apparmor_profile_can_be_parsed() -> Result<()> {
     let mut command = Command::new("apparmor_parser");
-    run(command.args(["--skip-kernel-load", "--skip-cache"]).arg(sources().join("packaging/files/apparmor")))
-        .map(|_| ())
+    run(command
+        .args(["--skip-kernel-load", "--skip-cache"])
+        .arg(tests::document::workspace().join("packaging/files/apparmor")))
+    .map(|_| ())
 }
 
 #[test]

@@ -7,14 +7,14 @@ use anyhow::{Result, ensure};
 use tests::machine::{AGENT, Release};
 
 use crate::deb::ensure_out_of_the_path;
-use crate::repository::{NEW, OLD, Repository, run};
 use crate::site::Site;
+use tests::repository::{NEW, OLD, Repository, run};
 
 #[test]
 fn a_life_with_dnf() -> Result<()> {
     let site = Site::open(Release::BookwormWithDnf)?;
     install_the_distribution(&site)?;
-    let before = crate::census::Census::take(&site.web)?;
+    let before = tests::census::Census::take(&site.web)?;
     let old = [format!("tombolo-{OLD}"), format!("tombolo-agent-{OLD}")];
 
     // gpgcheck and repo_gpgcheck are on: dnf asks for the key of the repository and checks every package.
@@ -46,7 +46,7 @@ fn a_life_with_dnf() -> Result<()> {
     // rpm has no purge: INSTALL.md's line.
     site.web.run_ok("rm", &["-rf", "/var/lib/tombolo", "/etc/tombolo"])?;
     let its_own = ["file /var/lib/rpm", "file /var/lib/dnf", "file /root/", "file /etc/pki"];
-    crate::census::Census::take(&site.web)?.ensure_as(&before, &its_own)?;
+    tests::census::Census::take(&site.web)?.ensure_as(&before, &its_own)?;
     ensure!(site.web.property(AGENT, "LoadState")? == "not-found");
     Ok(())
 }

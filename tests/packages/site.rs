@@ -4,10 +4,10 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use tests::machine::{AGENT, Release};
-use tests::{Daemon, Estate, Host, HostSpec, Machine, Output, wait_until};
+use tests::{Daemon, Estate, Host, HostSpec, Machine, Output};
 
-use crate::census::Census;
-use crate::repository::{Repository, URL};
+use tests::census::Census;
+use tests::repository::Repository;
 
 pub struct Site {
     pub web: Machine,
@@ -26,7 +26,7 @@ impl Site {
         let repository = Repository::made()?;
         match release {
             Release::BookwormWithDnf => site.trust_by_dnf(repository)?,
-            Release::Bookworm | Release::Trixie => trust_by_apt(&site.web, &repository.path("repository"))?,
+            _ => trust_by_apt(&site.web, &repository.path("repository"))?,
         }
         Ok(site)
     }
@@ -40,7 +40,7 @@ impl Site {
         let orders = estate.add_meshed_host("orders", &spec)?;
         let _applications = vec![orders.serve_http(8080, "orders")?, orders.serve_echo(8081)?];
         let web = Machine::boot_bare_release(&estate, "web", release)?;
-        let server = serve(&estate, &repository.path("repository"))?;
+        let server = Repository::serve(&estate, &repository.path("repository"))?;
         let before = Census::take(&web)?;
         Ok(Self { web, before, orders, server, _applications, estate })
     }
@@ -58,7 +58,7 @@ impl Site {
     /// Another repository at the same address.
     pub fn serve(&mut self, folder: &Path) -> Result<()> {
         self.server.stop()?;
-        self.server = serve(&self.estate, folder)?;
+        self.server = Repository::serve(&self.estate, folder)?;
         Ok(())
     }
 
@@ -127,21 +127,6 @@ pub fn trust_by_apt(machine: &Machine, repository: &Path) -> Result<()> {
     let said = succeeded(&apt(machine, &["update"])?, &["apt-get update"])?;
     ensure!(!said.contains("W:"), "apt warns: {said}");
     Ok(())
-}
-
-/// A file server where every host reaches it.
-fn serve(estate: &Estate, folder: &Path) -> Result<Daemon> {
-    let mut command = estate.switch().command("python3");
-    command.args(["-m", "http.server", "--bind", "10.88.0.1", "80", "--directory"]).arg(folder);
-    let daemon = Daemon::start("python3", command, &estate.folder().join("repository.log"))?;
-    wait_until("the repository is served", || {
-        let asked = estate.switch().run("curl", &["-sSf", &format!("{URL}/tombolo.sources")]);
-        match asked.map_err(|error| error.to_string())? {
-            output if output.ok() => Ok(()),
-            output => Err(format!("{output:?} {}", daemon.log())),
-        }
-    });
-    Ok(daemon)
 }
 
 /// The demonstration's resources and a service that echoes.

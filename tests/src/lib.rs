@@ -5,6 +5,7 @@
 //! also after a panic. Nothing leaves the machine: the hosts' network has no way out.
 
 pub mod capture;
+pub mod census;
 pub mod daemon;
 pub mod document;
 pub mod estate;
@@ -12,6 +13,7 @@ pub mod fleet;
 pub mod machine;
 pub mod netns;
 pub mod postgres;
+pub mod repository;
 pub mod resolver;
 pub mod server;
 pub mod soak;

@@ -155,7 +155,9 @@ fn files_that_documents_name_exist() {
         let prose = text.split("```").step_by(2);
         for name in prose.flat_map(|prose| prose.split('`').skip(1).step_by(2)) {
             let whole = workspace().join(name);
+            // What make targets put into target/ is not there before they ran.
             let in_room = rooms.iter().any(|room| whole.starts_with(room) && name.contains('/'));
+            let in_room = in_room && !name.starts_with("target/");
             // `inbound.rs` and `hbone/pool.rs` are the short names of files of a room that was just named.
             let short = |path: &PathBuf| rooms.iter().any(|room| *path == room.join("src").join(name));
             let exists = match name.ends_with(".rs") {

@@ -13,9 +13,17 @@ use tests::machine::{BUILT, SOURCES};
 use tests::netns::finish;
 use tests::{Estate, Machine, wait_until};
 
-/// Which documents have commands that a test runs: one below, for docs/packages.md those of the packages.
-const WALKED: &[&str] =
-    &["INSTALL.md", "README.md", "docs/operations.md", "docs/packages.md", "docs/performance.md", "vagrant/README.md"];
+/// Which documents have commands that a test runs: one below, for docs/packages.md and ansible/README.md those of
+/// their suites.
+const WALKED: &[&str] = &[
+    "INSTALL.md",
+    "README.md",
+    "ansible/README.md",
+    "docs/operations.md",
+    "docs/packages.md",
+    "docs/performance.md",
+    "vagrant/README.md",
+];
 
 #[test]
 fn no_document_has_a_command_that_nothing_runs() -> Result<()> {

@@ -4,6 +4,7 @@
 //! mirror; a lock lets several suites ask at once, and a root appears whole or not at all.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -21,12 +22,14 @@ pub enum Release {
     Trixie,
     /// Debian 12 whose package manager for us is dnf.
     BookwormWithDnf,
+    /// Debian 12 as Ansible finds servers: sshd and Python; and Postgres, for which there is no mirror inside.
+    BookwormManaged,
 }
 
 impl Release {
     fn codename(self) -> &'static str {
         match self {
-            Self::Bookworm | Self::BookwormWithDnf => "bookworm",
+            Self::Bookworm | Self::BookwormWithDnf | Self::BookwormManaged => "bookworm",
             Self::Trixie => "trixie",
         }
     }
@@ -36,6 +39,7 @@ impl Release {
         match self {
             Self::Bookworm | Self::Trixie => self.codename(),
             Self::BookwormWithDnf => "bookworm-dnf",
+            Self::BookwormManaged => "bookworm-managed",
         }
     }
 
@@ -52,6 +56,8 @@ pub fn root(release: Release) -> Result<PathBuf> {
     if path.exists() {
         return Ok(path);
     }
+    // A managed machine is Debian 12 and more.
+    let base = if release == Release::BookwormManaged { root(Release::Bookworm)? } else { PathBuf::new() };
     let lock = File::create(path.with_extension("lock"))?;
     lock.lock().context("cannot lock the root")?;
     if path.exists() {
@@ -62,7 +68,13 @@ pub fn root(release: Release) -> Result<PathBuf> {
         fs::remove_dir_all(&partial).context("cannot remove a root that was not finished")?;
     }
     eprintln!("making Debian {} in {} once: about two minutes", release.codename(), path.display());
-    debootstrap(release, &partial)?;
+    match release {
+        Release::BookwormManaged => {
+            crate::repository::run(Command::new("cp").arg("-a").arg(&base).arg(&partial))?;
+            install_services(&partial)?;
+        }
+        _ => debootstrap(release, &partial)?,
+    }
     tidy_up(&partial)?;
     fs::rename(&partial, &path)?;
     Ok(path)
@@ -76,6 +88,27 @@ fn debootstrap(release: Release, folder: &Path) -> Result<()> {
     let said = crate::estate::last_lines(&output.stdout, 5);
     ensure!(output.ok(), "debootstrap ended with {}: {} {said}", output.code, output.stderr.trim());
     Ok(())
+}
+
+/// Packages whose services must not start here: policy-rc.d(8) says so to their scripts.
+fn install_services(folder: &Path) -> Result<()> {
+    let policy = folder.join("usr/sbin/policy-rc.d");
+    fs::write(&policy, "#!/bin/sh\nexit 101\n")?;
+    fs::set_permissions(&policy, fs::Permissions::from_mode(0o755))?;
+    // Where systemd-resolved would write it once the machine runs.
+    let resolver = folder.join("run/systemd/resolve/stub-resolv.conf");
+    fs::create_dir_all(resolver.parent().context("a file is in a folder")?)?;
+    fs::copy("/etc/resolv.conf", &resolver)?;
+    let install = ["-y", "--no-install-recommends", "install"].iter().chain(SERVICES).copied().collect();
+    for line in [vec!["update"], install] {
+        let mut command = Command::new("chroot");
+        command.arg(folder).args(["apt-get", "-q"]).args(line);
+        command.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C.UTF-8");
+        let output = finish(command, LIMIT)?;
+        ensure!(output.ok(), "apt-get ended with {}: {}", output.code, output.stderr.trim());
+    }
+    fs::remove_dir_all(folder.join("run/systemd"))?;
+    Ok(fs::remove_file(policy)?)
 }
 
 /// What every machine has of its own, and what only takes room.
@@ -124,3 +157,6 @@ const PACKAGES: &[&str] = &[
     "netcat-openbsd",
     "bind9-dnsutils",
 ];
+
+/// What only managed machines have.
+const SERVICES: &[&str] = &["openssh-server", "python3", "python3-apt", "postgresql"];

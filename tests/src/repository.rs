@@ -1,13 +1,16 @@
-//! Two versions of every package, made once for all tests, and a repository of them.
+//! Two versions of every package, made once for all tests of a suite, and a repository of them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use crate::daemon::Daemon;
+use crate::document::workspace;
+use crate::estate::{Estate, program};
+use crate::netns::finish;
+use crate::wait::wait_until;
 use anyhow::{Context, Result, ensure};
-use tests::estate::program;
-use tests::netns::finish;
 
 /// What hosts upgrade from and to. The programs in them are the same.
 pub const OLD: &str = "0.9.0";
@@ -29,7 +32,11 @@ impl Repository {
     }
 
     fn make() -> Result<Self> {
-        let folder = program("tombolo")?.with_file_name("packages-of-the-tests");
+        // Suites may run side by side: each has its own.
+        let suite = std::env::current_exe()?;
+        let suite = suite.file_name().context("a program has a name")?.to_string_lossy().into_owned();
+        let suite = suite.split('-').next().unwrap_or_default();
+        let folder = program("tombolo")?.with_file_name(format!("packages-of-{suite}"));
         if folder.exists() {
             end_gpg_agent(&folder)?;
             std::fs::remove_dir_all(&folder)?;
@@ -38,7 +45,7 @@ impl Repository {
         let public = made.path("key.gpg");
         run(made.gpg().args(["--output"]).arg(&public).args(["--export", &made.key]))?;
         for version in [OLD, NEW] {
-            make_packages(version, &made.path("packages"), Some(&public))?;
+            make_packages(version, &made.path("packages"), Some(&public), None)?;
         }
         made.publish("repository", 30)?;
         Ok(made)
@@ -47,12 +54,27 @@ impl Repository {
     /// Signs and lists the packages in a folder of that name.
     pub fn publish(&self, name: &str, valid_days: i32) -> Result<PathBuf> {
         let out = self.path(name);
-        let mut command = Command::new(sources().join("packaging/repo.sh"));
+        let mut command = Command::new(workspace().join("packaging/repo.sh"));
         command.env("GNUPGHOME", self.path("gnupg")).args(["--key", &self.key, "--url", URL]);
         command.arg("--packages").arg(self.path("packages")).arg("--out").arg(&out);
         let signed = run(command.args(["--valid-days", &valid_days.to_string()]));
         end_gpg_agent(&self.folder)?;
         signed.map(|_| out)
+    }
+
+    /// A file server of a published folder where every host of the estate reaches it.
+    pub fn serve(estate: &Estate, folder: &Path) -> Result<Daemon> {
+        let mut command = estate.switch().command("python3");
+        command.args(["-m", "http.server", "--bind", "10.88.0.1", "80", "--directory"]).arg(folder);
+        let daemon = Daemon::start("python3", command, &estate.folder().join("repository.log"))?;
+        wait_until("the repository is served", || {
+            let asked = estate.switch().run("curl", &["-sSf", &format!("{URL}/tombolo.sources")]);
+            match asked.map_err(|error| error.to_string())? {
+                output if output.ok() => Ok(()),
+                output => Err(format!("{output:?} {}", daemon.log())),
+            }
+        });
+        Ok(daemon)
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -86,11 +108,13 @@ pub fn end_gpg_agent(folder: &Path) -> Result<()> {
     run(command.env("GNUPGHOME", folder.join("gnupg")).args(["--kill", "gpg-agent"])).map(|_| ())
 }
 
-/// `cargo xtask package`, with little compression.
-pub fn make_packages(version: &str, out: &Path, key: Option<&Path>) -> Result<()> {
+/// `cargo xtask package`, with little compression; of other programs than those under test where `instead` says so.
+pub fn make_packages(version: &str, out: &Path, key: Option<&Path>, instead: Option<&Path>) -> Result<()> {
     let mut command = Command::new(program("xtask")?);
     command.args(["package", "--quick", "--version", version, "--out"]).arg(out);
-    command.arg("--programs").arg(programs()?).env("SOURCE_DATE_EPOCH", "1767225600");
+    let programs = programs()?;
+    command.arg("--programs").arg(instead.unwrap_or(&programs)).arg("--native-programs").arg(&programs);
+    command.env("SOURCE_DATE_EPOCH", "1767225600");
     if let Some(key) = key {
         command.arg("--archive-key").arg(key);
     }
@@ -115,11 +139,6 @@ pub fn programs() -> Result<PathBuf> {
         std::fs::rename(partial, folder.join(name))?;
     }
     Ok(STRIPPED.get_or_init(|| folder).clone())
-}
-
-/// The folder of the sources.
-pub fn sources() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 /// Runs a tool of this machine, which must succeed; answers its standard output.

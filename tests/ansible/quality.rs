@@ -1,0 +1,28 @@
+//! The collection as Ansible's own tools judge it.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tests::document::workspace;
+use tests::netns::finish;
+
+#[test]
+fn ansible_lint_has_nothing_to_say_in_its_strictest_profile() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let copy = folder.path().join("ansible");
+    ensure!(Command::new("cp").arg("-a").arg(workspace().join("ansible")).arg(&copy).status()?.success());
+    let output = venv("ansible-lint", &["--offline", "--profile", "production", "--nocolor", "--strict"], &copy)?;
+    let said = format!("{}{}", output.stdout, output.stderr);
+    ensure!(output.ok() && said.contains("Profile 'production' was required, and it passed"), "{said}");
+    Ok(())
+}
+
+/// Runs a program of the venv in a folder that may be written to.
+fn venv(program: &str, args: &[&str], folder: &std::path::Path) -> Result<tests::Output> {
+    let bin = workspace().join("target/ansible/venv/bin").canonicalize().context("run `make test-ansible`")?;
+    let mut command = Command::new(bin.join(program));
+    command.args(args).current_dir(folder).env("PATH", format!("{}:/usr/bin:/bin", bin.display()));
+    command.env("HOME", folder).env("ANSIBLE_HOME", folder.join(".ansible")).env("LC_ALL", "C.UTF-8");
+    finish(command, Duration::from_secs(600))
+}
