@@ -13,7 +13,9 @@ use crate::lab::Lab;
 #[test]
 fn readme_md_leads_from_bare_machines_to_a_mesh_and_back() -> Result<()> {
     let lab = Lab::open()?;
-    std::fs::remove_dir_all(lab.path("collections"))?;
+    for made in ["built", "collections"] {
+        std::fs::remove_dir_all(lab.path(made))?;
+    }
     for block in document::blocks(Path::new("ansible/README.md"))? {
         for command in &block.commands {
             match block.places[0].as_str() {
