@@ -30,7 +30,7 @@ pub mod holdings;
 
 pub use holdings::{Holdings, Taken};
 
-/// The largest response (ztunnel's limit, wire/workload-api.md §2.1).
+/// The largest response (ztunnel's limit, `src/xds/client.rs`).
 const MAX_RESPONSE_BYTES: usize = 200 << 20;
 /// How often an open stream looks whether the host certificate was renewed.
 const ROTATION_CHECK: Duration = Duration::from_secs(5);

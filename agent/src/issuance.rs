@@ -30,7 +30,7 @@ use tracing::{info, warn};
 use crate::connect::{self, Link};
 use crate::state::{HostIdentity, StateDir, StateError};
 
-/// Requests in flight at one time (ztunnel's, wire/workload-api.md §2.3).
+/// Requests in flight at one time (ztunnel's, `src/identity/manager.rs`).
 const PARALLEL: usize = 8;
 /// One request's limit.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -291,7 +291,7 @@ impl Issuance {
         let request = IstioCertificateRequest { csr, validity_duration: VALIDITY_S, metadata: Some(metadata) };
         let answer = IstioCertificateServiceClient::new(self.link.channel()).create_certificate(request).await;
         let answer = answer.map_err(|status| IssueError::Refused { problem: connect::explain(&status) })?.into_inner();
-        // The last element is the trust bundle (wire/workload-api.md §2.3).
+        // The last element is the trust bundle, as in ztunnel's `src/identity/caclient.rs`.
         let (roots, chain) = match answer.cert_chain.split_last() {
             Some((roots, chain)) => (roots.as_str(), chain),
             None => ("", &[] as &[String]),

@@ -1,7 +1,7 @@
 //! L4 authorization: who may open which connection. Pure: the proxy enforces with it, `tombolo why`
 //! explains with it.
 //!
-//! Order (Istio's AuthorizationPolicy, and wire/hbone.md §1.8): any matching DENY refuses; else with
+//! Order (Istio's AuthorizationPolicy, as in ztunnel's `src/rbac.rs`): any matching DENY refuses; else with
 //! no ALLOW policy in force all is allowed; else one ALLOW must match. Policies in force for a
 //! workload are those of the root namespace, of its own namespace, and those that select it.
 //! Dry-run and audit policies never change the verdict; they are reported with it.
@@ -210,7 +210,7 @@ impl Clause {
 impl Match {
     fn matches(&self, connection: &Connection) -> bool {
         // A match without any field is what remains of a rule that this level cannot express; as in
-        // ztunnel it matches nothing (wire/workload-api.md §2.2).
+        // ztunnel's `src/rbac.rs` it matches nothing.
         if *self == Self::default() {
             return false;
         }

@@ -1,7 +1,7 @@
 //! SPIFFE identities as this mesh uses them. Pure: parsing, printing, comparing.
 //!
 //! Grammar: `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT` for workloads (the only shape a
-//! stock ztunnel accepts, wire/hbone.md §1.2) and `spiffe://TRUST-DOMAIN/host/NAME` for hosts.
+//! stock ztunnel accepts) and `spiffe://TRUST-DOMAIN/host/NAME` for hosts.
 //! Character rules: SPIFFE-ID specification §2.1 and §2.2.
 
 use std::fmt;

@@ -31,7 +31,7 @@ pub const HOST_LIFETIME: Duration = Duration::from_secs(86_400);
 /// The shortest life that a request may ask for: below it renewal is all a peer does.
 pub const LEAST_LIFETIME: Duration = Duration::from_secs(60);
 /// How far a certificate begins in the past, for peers whose clock is behind. At most a quarter of
-/// its life: more than its life would have ztunnel renew without end (wire/workload-api.md §2.3).
+/// its life: more than its life would have ztunnel renew without end.
 const BACKDATE: Duration = Duration::from_secs(120);
 
 /// The authority of one trust domain. Clones share it.

@@ -63,7 +63,7 @@ impl KeyPair {
     }
 
     /// A PEM certificate request with an empty subject and, if asked for, the identity as critical
-    /// URI SAN (the shape ztunnel sends, wire/workload-api.md §2.3).
+    /// URI SAN (the shape that ztunnel sends: its `src/tls/csr.rs`).
     pub fn csr(&self, identity: Option<&SpiffeId>) -> Result<String, CsrError> {
         let mut params = rcgen::CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();

@@ -44,7 +44,7 @@ pub enum TlsError {
     Provider(#[source] rustls::Error),
 }
 
-/// The algorithms of every connection: ztunnel's suites (wire/hbone.md §1.2), post-quantum key
+/// The algorithms of every connection: ztunnel's suites (its `src/tls/lib.rs`), post-quantum key
 /// exchange first and the classical groups for peers without it.
 pub fn provider() -> &'static Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {

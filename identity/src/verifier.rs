@@ -1,7 +1,7 @@
 //! Whom to believe in a TLS handshake: SPIFFE identities, not host names.
 //!
 //! The functions at the top decide; the structs below lend them to rustls. Used through
-//! [`crate::tls`]. Rules: wire/hbone.md §1.2. No revocation lists: certificates live an hour, and
+//! [`crate::tls`]. Rules: ztunnel's `src/tls/workload.rs`. No revocation lists: certificates live an hour, and
 //! a locked host loses its stream and gets no new ones.
 
 use std::fmt;

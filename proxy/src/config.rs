@@ -47,7 +47,7 @@ pub struct OutboundConfig {
     /// How many endpoints of a service are tried before the caller is refused. Default 3: one restart
     /// and one stale entry at the same time do not show.
     pub max_endpoints_tried: usize,
-    /// The port at which workloads take tunnels. Default 15008 (wire/hbone.md §1.1).
+    /// The port at which workloads take tunnels. Default 15008, as Istio has it.
     pub tunnel_port: u16,
     /// What carries connections to workloads of other Tombolo hosts. Default [`Tunnel::Auto`].
     pub tunnel: Tunnel,
@@ -102,13 +102,13 @@ pub struct InboundConfig {
     /// Handshakes in progress at one time; beyond it the oldest is given up. Default 1024: at 40 KiB
     /// each a flood of half-open peers holds 40 MiB, and an honest peer needs a few ms.
     pub max_handshakes: usize,
-    /// How long the application may take to accept. Default 10 s (wire/hbone.md §1.5).
+    /// How long the application may take to accept. Default 10 s, as in ztunnel.
     pub connect_timeout: Duration,
     /// As [`OutboundConfig::idle_timeout`].
     pub idle_timeout: Option<Duration>,
 }
 
-/// HTTP/2 over mTLS, both sides. Defaults are ztunnel's (wire/hbone.md §1.3 and §1.6).
+/// HTTP/2 over mTLS, both sides. Defaults are ztunnel's (`src/config.rs`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct HboneConfig {
     /// Bytes a peer may send on one stream before we have read any. Default 4 MiB.
@@ -160,7 +160,7 @@ pub struct SocketConfig {
 
 impl Config {
     /// The ports that are never a legal destination, because a connection to them would come back to
-    /// us (wire/hbone.md §1.1).
+    /// us (ztunnel's `illegal_ports`).
     pub fn own_ports(&self) -> BTreeSet<u16> {
         let listeners = [&self.outbound.listen, &self.inbound.listen, &self.inbound.plaintext_listen];
         let ports = listeners.into_iter().flatten().map(SocketAddr::port).chain([self.outbound.tunnel_port]);

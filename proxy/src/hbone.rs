@@ -1,6 +1,6 @@
 //! Pure: the words of HBONE, header values in and out. The sockets are in the files below.
 //!
-//! `:authority`, `baggage`, `forwarded` and `traceparent` as ztunnel writes them (wire/hbone.md §1.4).
+//! `:authority`, `baggage`, `forwarded` and `traceparent` as ztunnel's `src/proxy/outbound.rs` writes them.
 //! All of it is untrusted: the authority is checked against what is ours, the rest is only for logs.
 
 pub(crate) mod client;

@@ -1,7 +1,7 @@
 //! Every metric of the data plane: name, help, unit, labels.
 //!
 //! `report.rs` writes those of connections, the listeners and the pool the others. Names and labels of
-//! the `istio_tcp_*` family are Istio's, so that its dashboards work (wire/hbone.md §1.10); ours begin
+//! the `istio_tcp_*` family are Istio's, so that its dashboards work (ztunnel's `src/proxy/metrics.rs`); ours begin
 //! with `tombolo_`. Labels name groups of workloads, never instances or addresses, so their number is
 //! bounded by the size of the mesh's configuration.
 

@@ -1,8 +1,8 @@
 //! What an agent holds of the control plane's resources, and what one response makes of it. Pure.
 //!
-//! Rules (wire/workload-api.md §2.2): subscriptions are wildcards; after a reconnect each names the
-//! versions held, so that only changes come; a resource that does not decode is refused by name while
-//! its fellows are obeyed, the older one of its name stays in force, and its version is forgotten so
+//! Rules (incremental xDS, and ztunnel's `src/xds/client.rs`): subscriptions are wildcards; after a
+//! reconnect each names the versions held, so that only changes come; a resource that does not decode is
+//! refused by name while its fellows are obeyed, the older one of its name stays in force, and its version is forgotten so
 //! that it comes again. A response of an older revision is refused whole.
 
 use std::collections::BTreeMap;

@@ -1,8 +1,9 @@
 //! security.istio.io AuthorizationPolicy, the fields that a connection can be judged by, and its
 //! translation to the policy that agents enforce. Pure.
 //!
-//! A rule that would need HTTP is refused rather than narrowed: istiod's ztunnel drops such rules from
-//! an ALLOW and empties them in a DENY, which then does nothing (wire/workload-api.md §2.2).
+//! A rule that would need HTTP is refused rather than narrowed: istiod drops such rules for ztunnel
+//! from an ALLOW and empties them in a DENY, which then does nothing (its
+//! `pilot/pkg/serviceregistry/ambient/authorization.go`).
 
 use std::collections::BTreeMap;
 

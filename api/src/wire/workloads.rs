@@ -1,7 +1,7 @@
 //! Workloads and services between the domain and `istio.workload`. Called by `wire` alone. Pure.
 //!
 //! Empty means what Istio means by it: trust domain `cluster.local`, service account `default`
-//! (ztunnel's `Workload::try_from`, wire/workload-api.md §2.2).
+//! (ztunnel's `src/state/workload.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -200,7 +200,7 @@ fn a_client_certificate_for_servers_only_is_refused() {
 
 #[test]
 fn a_client_like_ztunnel_is_a_peer() {
-    // wire/hbone.md §1.2: X25519 only, no server name, ALPN h2.
+    // What ztunnel was seen to send: X25519 only, no server name, ALPN h2.
     let ca = TestCa::new(TD);
     let web = ca.credentials(&[WEB]);
     let mut client =

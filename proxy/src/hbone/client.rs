@@ -1,7 +1,7 @@
 //! One connection to a peer's tunnel port, and CONNECT over it. Used by the pool only.
 //!
-//! TCP, TLS 1.3 with the workload's own certificate, HTTP/2 with ztunnel's settings (wire/hbone.md
-//! §1.2 to §1.4). It keeps nothing: which connection a stream goes over is the pool's business.
+//! TCP, TLS 1.3 with the workload's own certificate, HTTP/2 with ztunnel's settings
+//! (`src/proxy/h2/client.rs`). It keeps nothing: which connection a stream goes over is the pool's business.
 
 use std::io;
 use std::net::SocketAddr;
@@ -149,7 +149,7 @@ impl Proof {
     }
 }
 
-/// What the peer means by a status (wire/hbone.md §1.5).
+/// What the peer means by a status: those of ztunnel's `src/proxy/inbound.rs`.
 fn meaning(status: StatusCode) -> &'static str {
     match status.as_u16() {
         400 => NOT_ITS_OWN,

@@ -1,6 +1,6 @@
 //! Asks over an HTTP/2 connection whether the peer is still there. Used by both sides of HBONE.
 //!
-//! A PING every interval, also when streams are busy or absent, as ztunnel does (wire/hbone.md §1.3).
+//! A PING every interval, also when streams are busy or absent, as ztunnel does.
 
 use std::future::Future;
 use std::pin::Pin;

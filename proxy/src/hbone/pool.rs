@@ -1,6 +1,6 @@
 //! Connections to peers, shared by all streams with the same source, expected identities and address.
 //!
-//! `outbound/connection.rs` asks for a stream. Rules (wire/hbone.md §1.6): one connection being made
+//! `outbound/connection.rs` asks for a stream. Rules (ztunnel's `src/proxy/pool.rs`): one connection being made
 //! per key, a bounded number of streams on each, closed when unused, left when the peer says GOAWAY or
 //! dies, and left for a new one when our certificates or roots have changed, and in good time before
 //! one of the certificates ends that were shown.

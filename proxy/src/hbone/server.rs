@@ -1,7 +1,7 @@
 //! The server side of HTTP/2 for one peer: streams in, limits, keepalive, GOAWAY.
 //!
 //! `inbound/connection.rs` brings the TLS connection and takes the streams. Settings are ztunnel's
-//! (wire/hbone.md §1.3); what a hostile peer can cost is bounded here (streams, header bytes, frames,
+//! (`src/proxy/h2/server.rs`); what a hostile peer can cost is bounded here (streams, header bytes, frames,
 //! resets) and by h2 itself (CONTINUATION, empty frames, local resets).
 
 use std::future::{Future, poll_fn};

@@ -2,8 +2,8 @@
 //! connect to the application.
 //!
 //! `stream.rs` (HBONE) and `flow.rs` (`tombolo/1`) read the question and write the answer. Identity is
-//! what the certificate proves, never a header. The order of the checks is ztunnel's (wire/hbone.md
-//! §1.5).
+//! what the certificate proves, never a header. The order of the checks is ztunnel's
+//! (`src/proxy/inbound.rs`).
 
 use std::net::SocketAddr;
 use std::sync::Arc;

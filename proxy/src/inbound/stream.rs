@@ -1,7 +1,7 @@
 //! One stream of a peer's HBONE tunnel: CONNECT in, status out. `connection.rs` takes them.
 //!
 //! What is between question and answer is `admit.rs`. The status of each refusal is ztunnel's
-//! (wire/hbone.md §1.5). Headers are for logs.
+//! (`src/proxy/inbound.rs`). Headers are for logs.
 
 use std::sync::Arc;
 
@@ -106,7 +106,7 @@ impl Stream {
 }
 
 impl StreamError {
-    /// The answer to the peer (wire/hbone.md §1.5).
+    /// The answer to the peer, as ztunnel's `src/proxy/inbound.rs` has it.
     fn status(&self) -> StatusCode {
         match self {
             Self::Method { .. }

@@ -304,7 +304,7 @@ impl Caller {
         Refusal::NoEndpoint { service, port: self.dialled.get().port() }
     }
 
-    /// The CONNECT for a stream to `target` (wire/hbone.md §1.4).
+    /// The CONNECT for a stream to `target` (ztunnel's `src/proxy/outbound.rs`).
     fn request(&self, target: UpstreamAddr, client: ClientAddr) -> Connect {
         let forwarded = Forwarded { client: client.get(), host: self.service.as_deref() };
         let trace = TraceParent::fresh(rand::random(), rand::random());

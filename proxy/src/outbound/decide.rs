@@ -1,6 +1,6 @@
 //! Pure: what the mesh says about one dialled address. The whole answer, without doing any of it.
 //!
-//! `outbound/connection.rs` obeys it; `tombolo why` prints it. Rules: wire/hbone.md §1.8. It does not
+//! `outbound/connection.rs` obeys it; `tombolo why` prints it. Rules: ztunnel's `src/proxy/outbound.rs`. It does not
 //! choose among endpoints (`balance.rs`) and does not know which identities have certificates.
 
 use std::collections::BTreeSet;

@@ -1,5 +1,5 @@
 //! Peers that are not ours: a bare HTTP/2 client and server with ztunnel's manners (no server name,
-//! its settings, its headers; wire/hbone.md §1.2 to §1.5).
+//! its settings, its headers).
 use super::mesh::*;
 use crate::config::Config;
 use bytes::Bytes;

@@ -1,6 +1,6 @@
 //! Pure: what one delta stream has been told and is still to be told.
 //!
-//! The protocol is Envoy's incremental xDS as istiod serves it (wire/workload-api.md §2.2): a first
+//! The protocol is Envoy's incremental xDS as istiod serves it (its `pilot/pkg/xds/delta.go`): a first
 //! request without names (or with `*`) subscribes to all of a type; every first request is answered,
 //! be it with nothing; one response of a type is under way at a time, and what changes meanwhile is
 //! sent together after its ACK; a NACK is not an invitation to send the same again.
