@@ -9,7 +9,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// How long conditions may take on a busy machine of two cores. A condition that holds is seen at
 /// once, so only failures wait this long.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks `look` until it answers `Ok`; panics after [`PATIENCE`] with what it answered last.
 #[track_caller]
