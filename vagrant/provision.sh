@@ -24,6 +24,21 @@ install_packages() {
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@"
 }
 
+# An emulated processor on a busy machine needs minutes for what takes a second.
+for unit in tombolo-agent tombolo-controlplane; do
+    install -d "/etc/systemd/system/$unit.service.d"
+    printf '[Service]\nTimeoutStartSec=10min\nWatchdogSec=5min\n' >"/etc/systemd/system/$unit.service.d/estate.conf"
+done
+
+# patiently COMMAND…: tries for some minutes.
+patiently() {
+    for _ in 1 2 3 4 5 6 7 8 9; do
+        if "$@"; then return; fi
+        sleep 10
+    done
+    "$@"
+}
+
 # serve UNIT COMMAND…: runs now and after every boot.
 serve() {
     unit=$1
@@ -49,6 +64,7 @@ controlplane)
         echo "create role tombolo login password '$password'; create database mesh owner tombolo" | tr ';' '\n' |
             while read -r statement; do runuser -u postgres -- psql -q -c "$statement"; done
     fi
+    install -d /etc/tombolo/controlplane.d
     cat >/etc/tombolo/controlplane.d/estate.toml <<TOML
 [mesh]
 trust_domain = "corp.example"
@@ -59,8 +75,9 @@ url = "postgres://tombolo@127.0.0.1/mesh"
 TOML
     systemctl enable --quiet --now tombolo-controlplane
     data=/var/lib/tombolo-controlplane
-    tombolo login https://cp.corp.example:15014 --ca $data/ca.pem --token-file $data/admin.token
-    tombolo apply -f /srv/repository/shop.yaml
+    # While it starts, a busy machine may take longer than a handshake may.
+    patiently tombolo login https://cp.corp.example:15014 --ca $data/ca.pem --token-file $data/admin.token
+    patiently tombolo apply -f /srv/repository/shop.yaml
     ;;
 orders)
     install -d /srv/orders
