@@ -11,7 +11,7 @@ use api::admin::ConnectionView;
 use api::{WorkloadUid, policy};
 
 use crate::net::traffic::Traffic;
-use crate::report::Facts;
+use crate::report::Noted;
 
 /// The list. Clones share it.
 #[derive(Clone, Default)]
@@ -27,7 +27,7 @@ struct List {
 pub(crate) struct Open {
     pub(crate) id: u64,
     pub(crate) since: Instant,
-    pub(crate) facts: Facts,
+    pub(crate) facts: Noted,
     pub(crate) traffic: Traffic,
     /// What the policy of which local workload was asked, for inbound connections.
     pub(crate) judged: Option<Judged>,
@@ -41,7 +41,7 @@ pub(crate) struct Judged {
 }
 
 impl Connections {
-    pub(crate) fn add(&self, facts: Facts, judged: Option<Judged>, since: Instant) -> Arc<Open> {
+    pub(crate) fn add(&self, facts: Noted, judged: Option<Judged>, since: Instant) -> Arc<Open> {
         let mut list = self.list();
         let id = list.next;
         list.next += 1;

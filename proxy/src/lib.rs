@@ -107,7 +107,7 @@ impl Proxy {
     ) -> Result<Self, BindError> {
         let outbound_listeners = Outbound::bind(&config)?;
         let inbound_listeners = inbound::Listeners::bind(&config)?;
-        let observers = Observers { metrics: Metrics::register(registry), ..Observers::default() };
+        let observers = Observers::new(Metrics::register(registry));
         let addresses = Addresses {
             outbound: outbound_listeners.iter().map(|listener| listener.address).collect(),
             tunnels: inbound_listeners.tunnels(),

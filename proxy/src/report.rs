@@ -5,6 +5,7 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,7 +20,10 @@ use crate::standing::Standing;
 
 /// Where reports go. Clones share it.
 #[derive(Clone, Default)]
-pub(crate) struct Observers {
+pub(crate) struct Observers(Arc<Hearing>);
+
+#[derive(Default)]
+pub(crate) struct Hearing {
     pub(crate) metrics: Metrics,
     pub(crate) connections: Connections,
 }
@@ -40,6 +44,10 @@ pub(crate) enum Carrier {
     /// `tombolo/1`.
     Flow,
 }
+
+/// The facts of one connection, held once for its report and the list of open connections.
+#[derive(Debug, Clone)]
+pub(crate) struct Noted(Arc<Facts>);
 
 /// What is known of a connection.
 #[derive(Debug, Clone)]
@@ -102,7 +110,7 @@ pub(crate) trait Flagged: Error {
 
 /// The report of one connection.
 pub(crate) struct Report {
-    pub(crate) facts: Facts,
+    pub(crate) facts: Noted,
     observers: Observers,
     started: Instant,
     open: Option<Arc<Open>>,
@@ -110,9 +118,38 @@ pub(crate) struct Report {
     error: Option<String>,
 }
 
+impl Observers {
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        Self(Arc::new(Hearing { metrics, connections: Connections::default() }))
+    }
+}
+
+impl Deref for Observers {
+    type Target = Hearing;
+
+    fn deref(&self) -> &Hearing {
+        &self.0
+    }
+}
+
+impl Deref for Noted {
+    type Target = Facts;
+
+    fn deref(&self) -> &Facts {
+        &self.0
+    }
+}
+
+/// What is changed once the connection is open changes the report alone.
+impl DerefMut for Noted {
+    fn deref_mut(&mut self) -> &mut Facts {
+        Arc::make_mut(&mut self.0)
+    }
+}
+
 impl Report {
     pub(crate) fn new(observers: &Observers, direction: Direction, client: SocketAddr) -> Self {
-        let facts = Facts {
+        let facts = Noted(Arc::new(Facts {
             direction,
             carrier: Carrier::Tcp,
             client,
@@ -126,7 +163,7 @@ impl Report {
             policy: None,
             revision: 0,
             attempt: 0,
-        };
+        }));
         let started = Instant::now();
         Self { facts, observers: observers.clone(), started, open: None, outcome: None, error: None }
     }

@@ -16,9 +16,9 @@ async fn the_futures_of_a_connection_stay_small() {
     let check =
         |what: &str, bytes: usize, limit: usize| assert!(bytes <= limit, "{what}: {bytes} bytes (limit {limit})");
     check("copying", size_of_val(&copy), 500);
-    check("outbound", of_method(&Connection::serve), 2048);
-    check("a flow", of_function5(&crate::inbound::flow::serve), 2048);
-    check("a stream", of_method2(&Stream::serve), 2048);
+    check("outbound", of_method(&Connection::serve), 1280);
+    check("a flow", of_function5(&crate::inbound::flow::serve), 1280);
+    check("a stream", of_method2(&Stream::serve), 1280);
 }
 
 /// The size of the future that a method makes.
