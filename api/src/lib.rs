@@ -24,7 +24,7 @@ pub use policy::AuthorizationPolicy;
 pub use service::{NamespacedHostname, Port, Service};
 pub use snapshot::{Delta, Revision, Snapshot};
 pub use spiffe::{SpiffeId, TrustDomain};
-pub use workload::{TunnelProtocol, Workload, WorkloadUid};
+pub use workload::{Class, TunnelProtocol, Workload, WorkloadUid};
 
 /// Field names, units and defaults that more than one program must know.
 pub mod ports {

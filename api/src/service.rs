@@ -14,7 +14,7 @@ pub struct NamespacedHostname {
 }
 
 /// What the port carries, as far as it was declared.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AppProtocol {
     #[default]
@@ -27,7 +27,7 @@ pub enum AppProtocol {
 }
 
 /// One port of a service. As part of a [`Service`] a `target_port` of 0 means "as the workload says".
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Port {
     /// What callers dial.
     pub service_port: u16,

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use crate::locality::Locality;
@@ -15,7 +16,7 @@ use crate::spiffe::{SpiffeError, SpiffeId, TrustDomain};
 pub type WorkloadUid = Arc<str>;
 
 /// How peers reach a workload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TunnelProtocol {
     /// Plain TCP: it is not meshed.
@@ -24,22 +25,33 @@ pub enum TunnelProtocol {
     Hbone,
 }
 
-/// One running instance with one identity; a host may run several.
+/// One running instance with one identity; a host may run several. The fields of its [`Class`] are read
+/// and written as if they were its own.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Workload {
     pub uid: WorkloadUid,
     pub name: String,
-    pub namespace: String,
     /// Empty when it is reached by `hostname` only.
     pub addresses: Vec<IpAddr>,
     pub hostname: String,
+    /// The host it runs on.
+    pub node: String,
+    pub class: Arc<Class>,
+    pub healthy: bool,
+    /// Weight among the endpoints of a service; 1 unless said otherwise.
+    pub capacity: u32,
+}
+
+/// What a workload has in common with its like: most of what is said of it, which a snapshot holds
+/// once for all of them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Class {
+    pub namespace: String,
     /// Addresses are comparable within one network; empty is the default network.
     pub network: String,
     pub tunnel_protocol: TunnelProtocol,
     pub trust_domain: TrustDomain,
     pub service_account: String,
-    /// The host it runs on.
-    pub node: String,
     pub canonical_name: String,
     pub canonical_revision: String,
     pub workload_name: String,
@@ -49,14 +61,26 @@ pub struct Workload {
     pub services: BTreeMap<NamespacedHostname, Vec<Port>>,
     /// `namespace/name` of the policies that select this workload by label.
     pub authorization_policies: Vec<String>,
-    pub healthy: bool,
-    /// Weight among the endpoints of a service; 1 unless said otherwise.
-    pub capacity: u32,
 }
 
 impl Workload {
     /// The identity that its certificate proves.
     pub fn identity(&self) -> Result<SpiffeId, SpiffeError> {
         SpiffeId::workload(&self.trust_domain, &self.namespace, &self.service_account)
+    }
+}
+
+impl Deref for Workload {
+    type Target = Class;
+
+    fn deref(&self) -> &Class {
+        &self.class
+    }
+}
+
+/// A class that others have, too, stays theirs: what is changed is a copy.
+impl DerefMut for Workload {
+    fn deref_mut(&mut self) -> &mut Class {
+        Arc::make_mut(&mut self.class)
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use api::service::AppProtocol;
 use api::snapshot::Change;
-use api::{Delta, HostConfig, InboundMode, LocalWorkload, Locality, Port, Selector, Service, Snapshot};
+use api::{Class, Delta, HostConfig, InboundMode, LocalWorkload, Locality, Port, Selector, Service, Snapshot};
 use api::{TunnelProtocol, Workload};
 
 /// A healthy HBONE workload of trust domain `td`, of a group and service account named `account`.
@@ -13,23 +13,26 @@ pub(crate) fn workload(uid: &str, namespace: &str, account: &str, addresses: &[&
     Workload {
         uid: uid.into(),
         name: uid.rsplit('/').next().unwrap_or(uid).to_owned(),
-        namespace: namespace.to_owned(),
         addresses: addresses.iter().map(|text| ip(text)).collect(),
         hostname: String::new(),
-        network: String::new(),
-        tunnel_protocol: TunnelProtocol::Hbone,
-        trust_domain: "td".parse().expect("well-formed"),
-        service_account: account.to_owned(),
         node: String::new(),
-        canonical_name: account.to_owned(),
-        canonical_revision: "latest".to_owned(),
-        workload_name: account.to_owned(),
-        cluster_id: String::new(),
-        locality: Locality::default(),
-        services: BTreeMap::new(),
-        authorization_policies: Vec::new(),
         healthy: true,
         capacity: 1,
+        class: Class {
+            namespace: namespace.to_owned(),
+            network: String::new(),
+            tunnel_protocol: TunnelProtocol::Hbone,
+            trust_domain: "td".parse().expect("well-formed"),
+            service_account: account.to_owned(),
+            canonical_name: account.to_owned(),
+            canonical_revision: "latest".to_owned(),
+            workload_name: account.to_owned(),
+            cluster_id: String::new(),
+            locality: Locality::default(),
+            services: BTreeMap::new(),
+            authorization_policies: Vec::new(),
+        }
+        .into(),
     }
 }
 

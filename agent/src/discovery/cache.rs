@@ -32,7 +32,7 @@ pub fn load(state: &StateDir) -> Holdings {
             return Holdings::default();
         }
     };
-    match snapshot_file::decode(&bytes) {
+    match snapshot_file::decode(bytes) {
         Ok(content) => {
             let (holdings, refused) = Holdings::from_file(content);
             for error in refused {
@@ -87,11 +87,11 @@ async fn write(
     credentials: &Credentials,
     failing: &watch::Sender<String>,
 ) -> bool {
-    // The copy is cheap but for the versions; encoding and fsync happen outside the lock.
+    // The copy is cheap; encoding and fsync happen outside the lock.
     let copy = holdings.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let (state, credentials) = (state.clone(), credentials.clone());
     let written = tokio::task::spawn_blocking(move || -> Result<(), StateError> {
-        state.set_snapshot_bytes(&snapshot_file::encode(&copy.to_file()))?;
+        state.set_snapshot_bytes(&snapshot_file::encode(copy.snapshot().revision(), copy.resources()))?;
         super::store_roots(&state, &credentials)
     });
     let problem = match written.await {

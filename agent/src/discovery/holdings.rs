@@ -6,12 +6,17 @@
 //! that it comes again. A response of an older revision is refused whole.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use api::snapshot::Change;
-use api::wire::tombolo::{NamedResource, SnapshotFile};
+use api::snapshot::{Change, SharedMap};
+use api::wire::tombolo::NamedResource;
 use api::wire::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Status};
 use api::wire::{self, WireError};
-use api::{Delta, Revision, Snapshot};
+use api::{Revision, Snapshot};
+use bytes::Bytes;
+use prost::Message;
+
+use crate::state::snapshot_file::Content;
 
 /// What is subscribed to, in the order of need: roots before who proves by them, policies before what
 /// they protect.
@@ -32,7 +37,7 @@ pub struct Holdings {
 #[derive(Debug, Clone, Default)]
 struct Held {
     /// Resource name to version.
-    versions: BTreeMap<String, String>,
+    versions: SharedMap<Arc<str>, Box<str>>,
     /// The last revision that said something of this type; `None` before the first response.
     revision: Option<Revision>,
 }
@@ -62,7 +67,7 @@ impl Holdings {
 
     /// The first requests of a new stream.
     pub fn subscriptions(&self, node: &Node) -> Vec<DeltaDiscoveryRequest> {
-        let held = |type_url: &str| self.types.get(type_url).map(|held| held.versions.clone()).unwrap_or_default();
+        let held = |type_url: &str| self.types.get(type_url).map(Held::owned_versions).unwrap_or_default();
         let requests = TYPES.iter().enumerate().map(|(index, type_url)| DeltaDiscoveryRequest {
             node: (index == 0).then(|| node.clone()),
             type_url: (*type_url).to_owned(),
@@ -91,31 +96,26 @@ impl Holdings {
         }
 
         let mut refused = Vec::new();
-        let mut changes = Vec::new();
-        for resource in &response.resources {
+        let mut bundles_changed = false;
+        let received = response.resources.iter().map(|resource| {
             let body = resource.resource.as_ref().map(|any| any.value.as_slice()).unwrap_or_default();
-            match wire::decode(type_url, &resource.name, body) {
-                Ok(change) => {
-                    held.versions.insert(resource.name.clone(), resource.version.clone());
-                    changes.push(change);
-                }
-                Err(error) => {
-                    held.versions.remove(&resource.name);
-                    refused.push(error);
-                }
+            (&resource.name, Some((body, &resource.version)))
+        });
+        let removed = response.removed_resources.iter().map(|name| (name, None));
+        let changes = received.chain(removed).filter_map(|(name, resource)| {
+            let change = match resource {
+                Some((body, _)) => wire::decode(type_url, name, body),
+                None => wire::removal(type_url, name),
+            };
+            match (&change, resource) {
+                (Ok(change), Some((_, version))) => held.versions.insert(key(change, name), version.as_str().into()),
+                _ => drop(held.versions.remove(name.as_str())),
             }
-        }
-        for name in &response.removed_resources {
-            held.versions.remove(name);
-            match wire::removal(type_url, name) {
-                Ok(change) => changes.push(change),
-                Err(error) => refused.push(error),
-            }
-        }
+            bundles_changed |= matches!(change, Ok(Change::Bundle(_) | Change::BundleRemoved(_)));
+            change.map_err(|error| refused.push(error)).ok()
+        });
+        self.snapshot = self.snapshot.next(offered.unwrap_or(obeyed), changes);
         held.revision = Some(offered.unwrap_or(obeyed));
-        let bundles_changed =
-            changes.iter().any(|change| matches!(change, Change::Bundle(_) | Change::BundleRemoved(_)));
-        self.snapshot = self.snapshot.apply(Delta { revision: offered.unwrap_or(obeyed), changes });
         self.answer(&response, refused, None, bundles_changed)
     }
 
@@ -136,38 +136,65 @@ impl Holdings {
         Taken { answer, refused, stale, bundles_changed, revision: self.snapshot.revision() }
     }
 
-    /// The content of the snapshot file.
-    pub fn to_file(&self) -> SnapshotFile {
+    /// What the snapshot file holds, made one by one.
+    pub fn resources(&self) -> impl Iterator<Item = NamedResource> {
         let snapshot = &self.snapshot;
         let changes = (snapshot.bundles().map(|it| Change::Bundle((**it).clone())))
             .chain(snapshot.policies().map(|it| Change::Policy((**it).clone())))
             .chain(snapshot.services().map(|it| Change::Service((**it).clone())))
             .chain(snapshot.workloads().map(|it| Change::Workload((**it).clone())))
             .chain(snapshot.host().map(|it| Change::Host((**it).clone())));
-        let resources = changes.filter_map(|change| wire::encode(&change)).map(|encoded| {
+        changes.filter_map(|change| wire::encode(&change)).map(|encoded| {
             let versions = self.types.get(encoded.type_url).map(|held| &held.versions);
-            let version = versions.and_then(|versions| versions.get(&encoded.name)).cloned().unwrap_or_default();
+            let version = versions.and_then(|versions| versions.get(encoded.name.as_str()));
+            let version = version.map(|version| version.to_string()).unwrap_or_default();
             NamedResource { type_url: encoded.type_url.to_owned(), name: encoded.name, version, body: encoded.body }
-        });
-        SnapshotFile { revision: snapshot.revision(), resources: resources.collect() }
+        })
     }
 
     /// What a snapshot file holds. Resources that this version does not understand are left out, and
     /// come again.
-    pub fn from_file(content: SnapshotFile) -> (Self, Vec<WireError>) {
-        let (snapshot, refused) = crate::state::snapshot_file::snapshot(&content);
-        let mut types: BTreeMap<&'static str, Held> = BTreeMap::new();
-        for type_url in TYPES {
-            types.entry(type_url).or_default().revision = Some(content.revision);
-        }
-        for NamedResource { type_url, name, version, body } in content.resources {
-            // Without a version it was never acknowledged; the control plane decides what it is.
-            let known = !version.is_empty() && wire::decode(&type_url, &name, &body).is_ok();
-            if let Some(held) = types.get_mut(type_url.as_str()).filter(|_| known) {
-                held.versions.insert(name, version);
+    pub fn from_file(content: Content) -> (Self, Vec<WireError>) {
+        let held = || Held { revision: Some(content.revision), ..Held::default() };
+        let mut types: BTreeMap<&'static str, Held> = TYPES.into_iter().map(|type_url| (type_url, held())).collect();
+        let mut refused = Vec::new();
+        let changes = content.resources.into_iter().filter_map(|bytes| match stored(bytes) {
+            Ok((change, NamedResource { type_url, name, version, .. })) => {
+                // Without a version it was never acknowledged; the control plane decides what it is.
+                if let Some(held) = types.get_mut(type_url.as_str()).filter(|_| !version.is_empty()) {
+                    held.versions.insert(key(&change, &name), version.into());
+                }
+                Some(change)
             }
-        }
+            Err(error) => {
+                refused.push(error);
+                None
+            }
+        });
+        let snapshot = Snapshot::default().next(content.revision, changes);
         (Self { snapshot, types }, refused)
+    }
+}
+
+impl Held {
+    fn owned_versions(&self) -> BTreeMap<String, String> {
+        self.versions.iter().map(|(name, version)| (name.to_string(), version.to_string())).collect()
+    }
+}
+
+/// One resource of the snapshot file.
+fn stored(bytes: Bytes) -> Result<(Change, NamedResource), WireError> {
+    let undecodable = |source| WireError::Undecodable { type_url: "stored resource", name: String::new(), source };
+    let resource = NamedResource::decode(bytes).map_err(undecodable)?;
+    let change = wire::decode(&resource.type_url, &resource.name, &resource.body)?;
+    Ok((change, resource))
+}
+
+/// A resource's name; that of a workload is in memory already.
+fn key(change: &Change, name: &str) -> Arc<str> {
+    match change {
+        Change::Workload(workload) => workload.uid.clone(),
+        _ => name.into(),
     }
 }
 

@@ -72,7 +72,7 @@ fn certificate(credentials: &Credentials, host: &SpiffeId) -> Check {
 fn snapshot(state: &StateDir) -> Check {
     let name = "snapshot";
     let holdings = match state.snapshot_bytes() {
-        Ok(Some(bytes)) => crate::state::snapshot_file::decode(&bytes),
+        Ok(Some(bytes)) => crate::state::snapshot_file::decode(bytes),
         Ok(None) => {
             return check(name, CheckOutcome::Warn, "none yet", "start the agent: it gets one from the control plane");
         }

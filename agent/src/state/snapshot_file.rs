@@ -1,12 +1,13 @@
-//! The snapshot file: a fixed head, then a protobuf [`SnapshotFile`]. Pure.
+//! The snapshot file: a fixed head, then a protobuf [`SnapshotFile`], written and read one resource at a
+//! time, since a large one is many times what the agent needs otherwise. Pure.
 //!
 //! Head, 52 bytes: `TOMBOLO\0`, format version (u32, big endian), length of what follows (u64, big
 //! endian), its SHA-256. A file that is cut, grown, flipped or foreign is told from a good one before
 //! anything of it is obeyed; what is wrong with it never ends the agent.
 
-use api::snapshot::Change;
-use api::wire::{self, tombolo::SnapshotFile};
-use api::{Delta, Snapshot};
+use api::Revision;
+use api::wire::tombolo::{NamedResource, SnapshotFile};
+use bytes::Bytes;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
@@ -30,20 +31,33 @@ pub enum SnapshotFileError {
     Undecodable(#[source] prost::DecodeError),
 }
 
+/// A [`SnapshotFile`] whose resources are still encoded, each a [`NamedResource`], in the file's own bytes.
+#[derive(Clone, PartialEq, Message)]
+pub struct Content {
+    #[prost(uint64, tag = "1")]
+    pub revision: Revision,
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub resources: Vec<Bytes>,
+}
+
 /// The bytes of the file.
-pub fn encode(content: &SnapshotFile) -> Vec<u8> {
-    let body = content.encode_to_vec();
-    let mut bytes = Vec::with_capacity(HEAD_BYTES + body.len());
-    bytes.extend(MAGIC);
-    bytes.extend(VERSION.to_be_bytes());
-    bytes.extend((body.len() as u64).to_be_bytes());
-    bytes.extend(Sha256::digest(&body));
-    bytes.extend(body);
+pub fn encode(revision: Revision, resources: impl IntoIterator<Item = NamedResource>) -> Vec<u8> {
+    let mut bytes = vec![0; HEAD_BYTES];
+    bytes.extend(SnapshotFile { revision, resources: vec![] }.encode_to_vec());
+    for resource in resources {
+        // Messages one after the other are one message with what all of them say.
+        bytes.extend(SnapshotFile { revision: 0, resources: vec![resource] }.encode_to_vec());
+    }
+    let body = &bytes[HEAD_BYTES..];
+    let (length, checksum) = ((body.len() as u64).to_be_bytes(), Sha256::digest(body));
+    let head = [MAGIC.as_slice(), &VERSION.to_be_bytes(), &length, &checksum].concat();
+    bytes[..HEAD_BYTES].copy_from_slice(&head);
     bytes
 }
 
 /// The content of the file, or what is wrong with it.
-pub fn decode(bytes: &[u8]) -> Result<SnapshotFile, SnapshotFileError> {
+pub fn decode(bytes: impl Into<Bytes>) -> Result<Content, SnapshotFileError> {
+    let bytes: Bytes = bytes.into();
     let (magic, rest) = bytes.split_first_chunk::<8>().ok_or(SnapshotFileError::Magic)?;
     if magic != MAGIC {
         return Err(SnapshotFileError::Magic);
@@ -63,21 +77,7 @@ pub fn decode(bytes: &[u8]) -> Result<SnapshotFile, SnapshotFileError> {
     if Sha256::digest(body).as_slice() != checksum {
         return Err(SnapshotFileError::Checksum);
     }
-    SnapshotFile::decode(body).map_err(SnapshotFileError::Undecodable)
-}
-
-/// The snapshot that the content makes, and what of it this version does not understand. Those
-/// objects are left out: the control plane sends them again.
-pub fn snapshot(content: &SnapshotFile) -> (Snapshot, Vec<wire::WireError>) {
-    let mut refused = Vec::new();
-    let mut changes: Vec<Change> = Vec::new();
-    for resource in &content.resources {
-        match wire::decode(&resource.type_url, &resource.name, &resource.body) {
-            Ok(change) => changes.push(change),
-            Err(error) => refused.push(error),
-        }
-    }
-    (Snapshot::default().apply(Delta { revision: content.revision, changes }), refused)
+    Content::decode(bytes.slice_ref(body)).map_err(SnapshotFileError::Undecodable)
 }
 
 #[cfg(test)]

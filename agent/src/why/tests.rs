@@ -2,7 +2,7 @@
 use super::*;
 use api::policy::{Action, AuthorizationPolicy, Clause, Match, Rule, Scope, StringMatch};
 use api::snapshot::Change;
-use api::{Delta, HostConfig, InboundMode, NamespacedHostname, Port, Selector, Service, TunnelProtocol};
+use api::{Class, Delta, HostConfig, InboundMode, NamespacedHostname, Port, Selector, Service, TunnelProtocol};
 use std::time::Duration;
 
 const PORTS: [u16; 3] = [15001, 15006, 15008];
@@ -16,23 +16,26 @@ fn workload(group: &str, last: u8, tunnel_protocol: TunnelProtocol, ports: Vec<P
     Change::Workload(Workload {
         uid: format!("tombolo/shop/{group}/h{last}").into(),
         name: format!("{group}-h{last}"),
-        namespace: "shop".into(),
         addresses: vec![[10, 0, 0, last].into()],
         hostname: String::new(),
-        network: String::new(),
-        tunnel_protocol,
-        trust_domain: "td".parse().expect("valid"),
-        service_account: group.into(),
         node: format!("h{last}"),
-        canonical_name: group.into(),
-        canonical_revision: String::new(),
-        workload_name: group.into(),
-        cluster_id: String::new(),
-        locality: Default::default(),
-        services: [(service, ports)].into(),
-        authorization_policies: vec![],
         healthy: true,
         capacity: 1,
+        class: Class {
+            namespace: "shop".into(),
+            network: String::new(),
+            tunnel_protocol,
+            trust_domain: "td".parse().expect("valid"),
+            service_account: group.into(),
+            canonical_name: group.into(),
+            canonical_revision: String::new(),
+            workload_name: group.into(),
+            cluster_id: String::new(),
+            locality: Default::default(),
+            services: [(service, ports)].into(),
+            authorization_policies: vec![],
+        }
+        .into(),
     })
 }
 

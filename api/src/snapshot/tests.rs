@@ -2,7 +2,7 @@
 use super::*;
 use crate::locality::Locality;
 use crate::service::AppProtocol;
-use crate::workload::TunnelProtocol;
+use crate::workload::{Class, TunnelProtocol};
 
 pub(crate) fn workload(uid: &str, address: [u8; 4]) -> Workload {
     let orders = NamespacedHostname { namespace: "shop".into(), hostname: "orders.shop.mesh".into() };
@@ -10,23 +10,26 @@ pub(crate) fn workload(uid: &str, address: [u8; 4]) -> Workload {
     Workload {
         uid: uid.into(),
         name: uid.into(),
-        namespace: "shop".into(),
         addresses: vec![address.into()],
         hostname: String::new(),
-        network: String::new(),
-        tunnel_protocol: TunnelProtocol::Hbone,
-        trust_domain: "td".parse().expect("valid"),
-        service_account: "orders".into(),
         node: "h1".into(),
-        canonical_name: "orders".into(),
-        canonical_revision: String::new(),
-        workload_name: "orders".into(),
-        cluster_id: String::new(),
-        locality: Locality::default(),
-        services: [(orders, vec![port])].into(),
-        authorization_policies: vec![],
         healthy: true,
         capacity: 1,
+        class: Class {
+            namespace: "shop".into(),
+            network: String::new(),
+            tunnel_protocol: TunnelProtocol::Hbone,
+            trust_domain: "td".parse().expect("valid"),
+            service_account: "orders".into(),
+            canonical_name: "orders".into(),
+            canonical_revision: String::new(),
+            workload_name: "orders".into(),
+            cluster_id: String::new(),
+            locality: Locality::default(),
+            services: [(orders, vec![port])].into(),
+            authorization_policies: vec![],
+        }
+        .into(),
     }
 }
 
@@ -79,4 +82,23 @@ fn indexes_follow_moves_and_removals() {
     let third = second.apply(delta(3, vec![Change::AddressRemoved("shop/orders.shop.mesh".into())]));
     assert!(third.services_by_hostname("orders.shop.mesh", None).is_empty());
     assert_eq!((third.len_services(), third.len_workloads()), (0, 1));
+}
+
+#[test]
+fn like_workloads_share_one_class_until_the_last_is_gone() {
+    let like = |uid: &str, last: u8| Change::Workload(workload(uid, [10, 0, 0, last]));
+    let first = Snapshot::default().apply(delta(1, vec![like("a", 1), like("b", 2)]));
+    let class = |snapshot: &Snapshot, uid: &str| snapshot.workload(uid).expect("it is there").class.clone();
+    assert!(Arc::ptr_eq(&class(&first, "a"), &class(&first, "b")));
+
+    let mut other = workload("b", [10, 0, 0, 2]);
+    other.canonical_revision = "v2".into();
+    let second = first.apply(delta(2, vec![Change::Workload(other)]));
+    assert!(!Arc::ptr_eq(&class(&second, "a"), &class(&second, "b")));
+    assert_eq!((class(&second, "a").canonical_revision.as_str(), second.classes.len()), ("", 2));
+
+    let third = second.apply(delta(3, vec![Change::AddressRemoved("b".into()), like("a", 9)]));
+    assert_eq!((third.classes.len(), second.classes.len()), (1, 2), "what nobody has is not held");
+    let last = third.apply(delta(4, vec![Change::AddressRemoved("a".into())]));
+    assert!(last.classes.is_empty() && last.workloads_by_address.is_empty() && last.endpoints.is_empty());
 }

@@ -12,7 +12,7 @@ use crate::host::{Check, HostConfig, InboundMode, LocalWorkload, Probe, Selector
 use crate::locality::Locality;
 use crate::policy::{Action, AuthorizationPolicy, Clause, Match, Rule, Scope, ServiceAccountMatch, StringMatch};
 use crate::service::{AppProtocol, NamespacedHostname, Port, Service};
-use crate::workload::{TunnelProtocol, Workload};
+use crate::workload::{Class, TunnelProtocol, Workload};
 
 fn name() -> impl Strategy<Value = String> {
     "[a-z][a-z0-9-]{0,8}"
@@ -53,23 +53,26 @@ fn any_workload() -> impl Strategy<Value = Workload> {
             Workload {
                 uid: uid.into(),
                 name,
-                namespace,
                 addresses,
                 hostname: text[0].clone(),
-                network: text[1].clone(),
-                tunnel_protocol: if meshed { TunnelProtocol::Hbone } else { TunnelProtocol::None },
-                trust_domain: trust_domain.parse().expect("a-z0-9-"),
-                service_account,
                 node: text[2].clone(),
-                canonical_name: text[0].clone(),
-                canonical_revision: text[1].clone(),
-                workload_name: text[2].clone(),
-                cluster_id: String::new(),
-                locality: Locality::parse(&text.join("/")),
-                services,
-                authorization_policies,
                 healthy,
                 capacity,
+                class: Class {
+                    namespace,
+                    network: text[1].clone(),
+                    tunnel_protocol: if meshed { TunnelProtocol::Hbone } else { TunnelProtocol::None },
+                    trust_domain: trust_domain.parse().expect("a-z0-9-"),
+                    service_account,
+                    canonical_name: text[0].clone(),
+                    canonical_revision: text[1].clone(),
+                    workload_name: text[2].clone(),
+                    cluster_id: String::new(),
+                    locality: Locality::parse(&text.join("/")),
+                    services,
+                    authorization_policies,
+                }
+                .into(),
             }
         },
     )

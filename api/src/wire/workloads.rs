@@ -9,7 +9,7 @@ use super::workload as pb;
 use super::{FieldError, FieldProblem, enumeration, ip, ip_bytes, port, required, shorten};
 use crate::locality::Locality;
 use crate::service::{AppProtocol, NamespacedHostname, Port, Service};
-use crate::workload::{TunnelProtocol, Workload};
+use crate::workload::{Class, TunnelProtocol, Workload};
 
 /// Istio's trust domain where none is said.
 const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
@@ -26,17 +26,12 @@ impl TryFrom<pb::Workload> for Workload {
         let trust_domain = or(message.trust_domain, DEFAULT_TRUST_DOMAIN).parse();
         enumeration::<pb::WorkloadType>(message.workload_type).map_err(|p| p.at("workload_type"))?;
         enumeration::<pb::NetworkMode>(message.network_mode).map_err(|p| p.at("network_mode"))?;
-        let workload = Self {
-            uid: required(message.uid, "uid")?.into(),
-            name: message.name,
+        let class = Class {
             namespace: required(message.namespace, "namespace")?,
-            addresses: addresses.collect::<Result<_, _>>()?,
-            hostname: message.hostname,
             network: message.network,
             tunnel_protocol: tunnel(message.tunnel_protocol).map_err(|p| p.at("tunnel_protocol"))?,
             trust_domain: trust_domain.map_err(|reason| FieldProblem::Identity { reason }.at("trust_domain"))?,
             service_account: or(message.service_account, DEFAULT_SERVICE_ACCOUNT),
-            node: message.node,
             canonical_name: message.canonical_name,
             canonical_revision: message.canonical_revision,
             workload_name: message.workload_name,
@@ -44,9 +39,19 @@ impl TryFrom<pb::Workload> for Workload {
             locality: message.locality.map(Locality::from).unwrap_or_default(),
             services: services(message.services)?,
             authorization_policies: policy_names(message.authorization_policies)?,
+        };
+        let mut workload = Self {
+            uid: required(message.uid, "uid")?.into(),
+            name: message.name,
+            addresses: addresses.collect::<Result<_, _>>()?,
+            hostname: message.hostname,
+            node: message.node,
+            class: class.into(),
             healthy: status(message.status).map_err(|p| p.at("status"))?,
             capacity: message.capacity.unwrap_or(1),
         };
+        // What is collected with errors in view has room for four.
+        workload.addresses.shrink_to_fit();
         workload.identity().map_err(|reason| FieldProblem::Identity { reason }.at("service_account"))?;
         Ok(workload)
     }
@@ -124,7 +129,7 @@ impl TryFrom<pb::Service> for Service {
         enumeration::<pb::Visibility>(message.visibility).map_err(|p| p.at("visibility"))?;
         let vips = message.addresses.iter().enumerate();
         let vips = vips.map(|(n, found)| vip(found).map_err(|fault| fault.below(format!("addresses[{n}]"))));
-        let service = Self {
+        let mut service = Self {
             name: message.name,
             namespace: message.namespace,
             hostname: required(message.hostname, "hostname")?,
@@ -133,6 +138,8 @@ impl TryFrom<pb::Service> for Service {
             subject_alt_names: message.subject_alt_names,
             allow_unhealthy: allow_unhealthy(message.load_balancing)?,
         };
+        service.vips.shrink_to_fit();
+        service.ports.shrink_to_fit();
         let mut seen = BTreeSet::new();
         for (n, port) in service.ports.iter().enumerate() {
             if !seen.insert(port.service_port) {

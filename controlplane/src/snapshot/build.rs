@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use api::policy::{AuthorizationPolicy, ROOT_NAMESPACE, Scope};
 use api::resource::{self, Resource, Spec};
-use api::{HostConfig, LocalWorkload, NamespacedHostname, Port, Service, TrustDomain, TunnelProtocol, Workload};
+use api::{Class, HostConfig, LocalWorkload, NamespacedHostname, Port, Service, TrustDomain, TunnelProtocol, Workload};
 
 use super::inbound::{Modes, PeerAuthentications, StrictPorts, selects};
 use crate::registry::workload_uid;
@@ -152,15 +152,15 @@ impl<'a> Kinds<'a> {
         let modes = self.authentications.modes(namespace, labels, group.inbound());
         // What its agent has not yet proved healthy is not, when there is a way to prove it.
         let proved = world.health.get(&uid).map_or(group.probe.is_none(), |health| health.healthy);
-        let workload = Workload {
+        let mut workload = Workload {
             name: format!("{name}-{}", host.name),
             addresses: host.addresses.clone(),
-            tunnel_protocol: if modes.disabled() { TunnelProtocol::None } else { TunnelProtocol::Hbone },
             node: host.name.clone(),
-            workload_name: name.to_owned(),
             healthy: host.alive && proved,
             ..placed(&uid, namespace, &group.template.placement, labels, name, mesh)
         };
+        workload.tunnel_protocol = if modes.disabled() { TunnelProtocol::None } else { TunnelProtocol::Hbone };
+        workload.workload_name = name.to_owned();
         let local = LocalWorkload {
             uid: workload.uid.clone(),
             namespace: namespace.to_owned(),
@@ -183,13 +183,13 @@ impl<'a> Kinds<'a> {
     ) -> Draft {
         let labels = entry.labels(meta);
         let modes = self.authentications.modes(&meta.namespace, &labels, None);
-        let workload = Workload {
+        let mut workload = Workload {
             name: name.to_owned(),
             addresses: vec![entry.address],
-            tunnel_protocol: entry.tunnel_protocol(meta),
-            workload_name: meta.name.clone(),
             ..placed(&uid, &meta.namespace, &entry.placement, &labels, &meta.name, mesh)
         };
+        workload.tunnel_protocol = entry.tunnel_protocol(meta);
+        workload.workload_name = meta.name.clone();
         Draft { workload, labels, ports: entry.ports.clone(), modes, local: None }
     }
 
@@ -311,23 +311,26 @@ fn placed(
     Workload {
         uid: uid.into(),
         name: String::new(),
-        namespace: namespace.to_owned(),
         addresses: vec![],
         hostname: String::new(),
-        network: placement.network.clone(),
-        tunnel_protocol: TunnelProtocol::None,
-        trust_domain: mesh.trust_domain.clone(),
-        service_account: placement.service_account().to_owned(),
         node: String::new(),
-        canonical_name: label(&CANONICAL_NAME).unwrap_or_else(|| fallback_name.to_owned()),
-        canonical_revision: label(&CANONICAL_REVISION).unwrap_or_else(|| "latest".to_owned()),
-        workload_name: String::new(),
-        cluster_id: CLUSTER_ID.to_owned(),
-        locality: placement.locality(),
-        services: BTreeMap::new(),
-        authorization_policies: vec![],
         healthy: true,
         capacity: placement.weight(),
+        class: Class {
+            namespace: namespace.to_owned(),
+            network: placement.network.clone(),
+            tunnel_protocol: TunnelProtocol::None,
+            trust_domain: mesh.trust_domain.clone(),
+            service_account: placement.service_account().to_owned(),
+            canonical_name: label(&CANONICAL_NAME).unwrap_or_else(|| fallback_name.to_owned()),
+            canonical_revision: label(&CANONICAL_REVISION).unwrap_or_else(|| "latest".to_owned()),
+            workload_name: String::new(),
+            cluster_id: CLUSTER_ID.to_owned(),
+            locality: placement.locality(),
+            services: BTreeMap::new(),
+            authorization_policies: vec![],
+        }
+        .into(),
     }
 }
 

@@ -7,6 +7,7 @@ use agent::state::snapshot_file;
 use anyhow::{Context, Result};
 use api::wire::{self, tombolo::NamedResource};
 use bench::world;
+use prost::Message;
 use tests::{Estate, Host, HostSpec, wait_until};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -40,16 +41,17 @@ pub fn run(estate: &mut Estate, programs: &Path, config: &str) -> Result<Vec<(&'
 fn grow(host: &Host) -> Result<()> {
     let file = host.folder().join("state/snapshot");
     let bytes = std::fs::read(&file).with_context(|| format!("no snapshot in {}", file.display()))?;
-    let mut content = snapshot_file::decode(&bytes)?;
-    let encoded = world::changes(WORKLOADS);
-    let encoded = encoded.iter().filter_map(wire::encode);
-    content.resources.extend(encoded.map(|encoded| NamedResource {
+    let content = snapshot_file::decode(bytes)?;
+    let had = content.resources.into_iter().map(NamedResource::decode).collect::<Result<Vec<_>, _>>()?;
+    let changes = world::changes(WORKLOADS);
+    let added = changes.iter().filter_map(wire::encode).map(|encoded| NamedResource {
         type_url: encoded.type_url.to_owned(),
         name: encoded.name,
         version: "1".to_owned(),
         body: encoded.body,
-    }));
-    std::fs::write(&file, snapshot_file::encode(&content)).with_context(|| format!("cannot write {}", file.display()))
+    });
+    let grown = snapshot_file::encode(content.revision, had.into_iter().chain(added));
+    std::fs::write(&file, grown).with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// When the agent said so.

@@ -9,7 +9,8 @@ use api::service::AppProtocol;
 use api::snapshot::Change;
 use api::wire::{self, xds};
 use api::{
-    AuthorizationPolicy, Locality, NamespacedHostname, Port, Service, Snapshot, TrustDomain, TunnelProtocol, Workload,
+    AuthorizationPolicy, Class, Locality, NamespacedHostname, Port, Service, Snapshot, TrustDomain, TunnelProtocol,
+    Workload,
 };
 
 pub const TRUST_DOMAIN: &str = "corp.example";
@@ -53,23 +54,26 @@ pub fn workload(number: u32) -> Workload {
     Workload {
         uid: Arc::from(format!("tombolo/{}/service-{service}/host-{number}", namespace(service))),
         name: format!("service-{service}-host-{number}"),
-        namespace: namespace(service),
         addresses: vec![address(number)],
         hostname: String::new(),
-        network: String::new(),
-        tunnel_protocol: TunnelProtocol::Hbone,
-        trust_domain: TRUST_DOMAIN.parse::<TrustDomain>().expect("a trust domain"),
-        service_account: format!("service-{service}"),
         node: format!("host-{number}"),
-        canonical_name: format!("service-{service}"),
-        canonical_revision: "latest".to_owned(),
-        workload_name: format!("service-{service}"),
-        cluster_id: "corp".to_owned(),
-        locality: Locality::parse("eu/eu-1/a"),
-        services: BTreeMap::from([(key, vec![PORT])]),
-        authorization_policies: vec![format!("{}/callers", namespace(service))],
         healthy: true,
         capacity: 1,
+        class: Class {
+            namespace: namespace(service),
+            network: String::new(),
+            tunnel_protocol: TunnelProtocol::Hbone,
+            trust_domain: TRUST_DOMAIN.parse::<TrustDomain>().expect("a trust domain"),
+            service_account: format!("service-{service}"),
+            canonical_name: format!("service-{service}"),
+            canonical_revision: "latest".to_owned(),
+            workload_name: format!("service-{service}"),
+            cluster_id: "corp".to_owned(),
+            locality: Locality::parse("eu/eu-1/a"),
+            services: BTreeMap::from([(key, vec![PORT])]),
+            authorization_policies: vec![format!("{}/callers", namespace(service))],
+        }
+        .into(),
     }
 }
 

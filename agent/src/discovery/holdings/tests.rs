@@ -144,8 +144,8 @@ fn the_file_gives_back_snapshot_and_versions() {
         api::snapshot::TrustBundle { trust_domain: "corp.example".parse().expect("valid"), roots: vec![vec![1]] };
     holdings.take(response(wire::TRUST_BUNDLE, 4, vec![resource(&Change::Bundle(bundle), "b4")], &[]));
 
-    let bytes = crate::state::snapshot_file::encode(&holdings.to_file());
-    let content = crate::state::snapshot_file::decode(&bytes).expect("just written");
+    let bytes = crate::state::snapshot_file::encode(4, holdings.resources());
+    let content = crate::state::snapshot_file::decode(bytes).expect("just written");
     let (read, refused) = Holdings::from_file(content);
     assert_eq!(refused, []);
     assert!(read.synced());

@@ -1,7 +1,7 @@
 //! Tables for what the snapshot makes of the rules.
 use super::*;
 use api::snapshot::Change;
-use api::{Delta, HostConfig, LocalWorkload, NamespacedHostname, Port, Selector, Service, Workload};
+use api::{Class, Delta, HostConfig, LocalWorkload, NamespacedHostname, Port, Selector, Service, Workload};
 use std::time::Duration;
 
 fn workload(uid: &str, last: u8, tunnel_protocol: TunnelProtocol) -> Change {
@@ -10,23 +10,26 @@ fn workload(uid: &str, last: u8, tunnel_protocol: TunnelProtocol) -> Change {
     Change::Workload(Workload {
         uid: uid.into(),
         name: uid.into(),
-        namespace: "shop".into(),
         addresses: vec![[10, 0, 0, last].into(), std::net::IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(last)])],
         hostname: String::new(),
-        network: String::new(),
-        tunnel_protocol,
-        trust_domain: "td".parse().expect("valid"),
-        service_account: "orders".into(),
         node: String::new(),
-        canonical_name: String::new(),
-        canonical_revision: String::new(),
-        workload_name: String::new(),
-        cluster_id: String::new(),
-        locality: Default::default(),
-        services: [(orders, vec![port(80, 8080), port(81, 0)])].into(),
-        authorization_policies: vec![],
         healthy: true,
         capacity: 1,
+        class: Class {
+            namespace: "shop".into(),
+            network: String::new(),
+            tunnel_protocol,
+            trust_domain: "td".parse().expect("valid"),
+            service_account: "orders".into(),
+            canonical_name: String::new(),
+            canonical_revision: String::new(),
+            workload_name: String::new(),
+            cluster_id: String::new(),
+            locality: Default::default(),
+            services: [(orders, vec![port(80, 8080), port(81, 0)])].into(),
+            authorization_policies: vec![],
+        }
+        .into(),
     })
 }
 

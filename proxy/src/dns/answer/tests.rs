@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use api::service::AppProtocol;
 use api::snapshot::Change;
-use api::{Delta, Locality, Port, Service, Snapshot, TunnelProtocol, Workload};
+use api::{Class, Delta, Locality, Port, Service, Snapshot, TunnelProtocol, Workload};
 use hickory_proto::op::Query;
 use hickory_proto::rr::{DNSClass, Name, RData, RecordType};
 
@@ -28,23 +28,26 @@ fn workload(uid: &str, address: &str, healthy: bool, of: &Service) -> Workload {
     Workload {
         uid: uid.into(),
         name: uid.to_owned(),
-        namespace: of.namespace.clone(),
         addresses: vec![address.parse().expect("an address")],
         hostname: String::new(),
-        network: String::new(),
-        tunnel_protocol: TunnelProtocol::Hbone,
-        trust_domain: "mesh.example".parse().expect("a trust domain"),
-        service_account: "default".to_owned(),
         node: String::new(),
-        canonical_name: String::new(),
-        canonical_revision: String::new(),
-        workload_name: String::new(),
-        cluster_id: String::new(),
-        locality: Locality::default(),
-        services: BTreeMap::from([(of.key(), of.ports.clone())]),
-        authorization_policies: Vec::new(),
         healthy,
         capacity: 1,
+        class: Class {
+            namespace: of.namespace.clone(),
+            network: String::new(),
+            tunnel_protocol: TunnelProtocol::Hbone,
+            trust_domain: "mesh.example".parse().expect("a trust domain"),
+            service_account: "default".to_owned(),
+            canonical_name: String::new(),
+            canonical_revision: String::new(),
+            workload_name: String::new(),
+            cluster_id: String::new(),
+            locality: Locality::default(),
+            services: BTreeMap::from([(of.key(), of.ports.clone())]),
+            authorization_policies: Vec::new(),
+        }
+        .into(),
     }
 }
 
