@@ -257,6 +257,7 @@ async fn a_database_that_is_away_is_said_so_until_it_is_back() {
     let through = database.store_url.to_string().replace(&address.port().to_string(), &relay.port.to_string());
     let plane = Plane::start(&through.parse().expect("a valid URL"), database.directory.path()).await;
     apply(&plane, &[group()]).await;
+    wait_until("agents have it", 8 * SECOND, async || plane.app.published.borrow().revision == 2).await;
     let port = relay.cut().await;
     let (status, answer) = plane.send("POST", "/v1/apply", &json!({ "resources": [service(80)] })).await;
     assert_eq!((status, &answer["code"]), (503, &json!("unavailable")), "{answer}");
