@@ -79,12 +79,11 @@ impl TestCa {
         self.root.der().to_vec()
     }
 
-    fn params(identity: &SpiffeId, life: Life) -> CertificateParams {
+    fn params(identity: &SpiffeId, begins: SystemTime, length: Duration) -> CertificateParams {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
-        let now = SystemTime::now();
-        params.not_before = (now - life.before).into();
-        params.not_after = (now - life.before + life.length).into();
+        params.not_before = begins.into();
+        params.not_after = (begins + length).into();
         params.serial_number = Some(rand::random::<u64>().into());
         params.subject_alt_names = vec![rcgen::SanType::URI(identity.to_string().as_str().try_into().expect("ASCII"))];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -101,8 +100,17 @@ impl TestCa {
     /// Whatever the request says: the key alone counts, as with a real issuer.
     pub(crate) fn sign(&self, csr: &str, identity: &SpiffeId, life: Life) -> String {
         let request = CertificateSigningRequestParams::from_pem(csr).expect("a request of ours");
-        let leaf = CertificateSigningRequestParams { params: Self::params(identity, life), ..request };
+        let params = Self::params(identity, SystemTime::now() - life.before, life.length);
+        let leaf = CertificateSigningRequestParams { params, ..request };
         leaf.signed_by(&self.issuer).expect("signs").pem()
+    }
+
+    /// As the control plane presents itself, with the root: valid for an hour from `begins`.
+    pub(crate) fn server(&self, begins: SystemTime) -> Svid {
+        let key = KeyPair::generate().expect("generates");
+        let own = identity::control_plane_id(&trust_domain());
+        let leaf = Self::params(&own, begins, AN_HOUR.length).signed_by(&key, &self.issuer).expect("signs");
+        Svid::from_pem(&(leaf.pem() + &self.roots_pem()), &key).expect("the test's CA makes usable certificates")
     }
 
     pub(crate) fn credentials(&self, svids: Vec<Svid>) -> Credentials {
@@ -147,9 +155,14 @@ pub(crate) struct TestControlPlane {
 
 impl TestControlPlane {
     pub(crate) async fn start() -> Self {
+        Self::start_with_certificate_from(SystemTime::now() - AN_HOUR.before).await
+    }
+
+    /// One whose certificate begins then.
+    pub(crate) async fn start_with_certificate_from(begins: SystemTime) -> Self {
         let ca = Arc::new(TestCa::new());
         let own = identity::control_plane_id(&trust_domain());
-        let credentials = ca.credentials(vec![ca.svid(&own, AN_HOUR)]);
+        let credentials = ca.credentials(vec![ca.server(begins)]);
         let tls = identity::tls::server_config(&credentials, &own, &[b"h2"]).expect("a TLS configuration");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
         let address = listener.local_addr().expect("bound");

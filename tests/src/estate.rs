@@ -105,8 +105,8 @@ impl Estate {
         self.programs = Some(folder.to_owned());
     }
 
-    /// Starts the control plane (again) and waits until it answers.
-    pub fn start_control_plane(&mut self) -> Result<()> {
+    /// Starts the control plane, which may never answer.
+    pub fn launch_control_plane(&mut self) -> Result<()> {
         let mut command = self.switch.command(&program("tombolo-controlplane")?.display().to_string());
         command.arg("serve").arg("--data-dir").arg(self.data_dir());
         command.args(["--store", &self.store, "--trust-domain", TRUST_DOMAIN]);
@@ -120,7 +120,15 @@ impl Estate {
         command
             .env("TOMBOLO__REGISTRY__GRACE", "5s")
             .env("TOMBOLO__LOG__FILTER", "info,controlplane=debug,h2=debug,sqlx=debug");
-        let mut daemon = Daemon::start("tombolo-controlplane", command, &self.folder.path().join("cp.log"))?;
+        let log = self.folder.path().join("cp.log");
+        self.control_plane = Some(Daemon::start("tombolo-controlplane", command, &log)?);
+        Ok(())
+    }
+
+    /// Starts the control plane (again) and waits until it answers.
+    pub fn start_control_plane(&mut self) -> Result<()> {
+        self.launch_control_plane()?;
+        let mut daemon = self.control_plane.take().context("just launched")?;
         wait_until("the control plane answers", || {
             let output = self.operator(&["status"]).map_err(|error| error.to_string())?;
             if output.ok() {
@@ -314,11 +322,18 @@ impl Host {
         self.tombolo_ok(&words).map(|_| ())
     }
 
-    /// Starts the agent and waits until it is ready.
-    pub fn start_agent(&mut self) -> Result<()> {
+    /// Starts the agent, which may never be ready.
+    pub fn launch_agent(&mut self) -> Result<()> {
         let mut command = self.namespace.command_in_net_only(&self.program()?);
         command.args(["agent", "--config"]).arg(self.config_file());
-        let mut daemon = Daemon::start("agent", command, &self.folder.join("agent.log"))?;
+        self.agent = Some(Daemon::start("agent", command, &self.folder.join("agent.log"))?);
+        Ok(())
+    }
+
+    /// Starts the agent and waits until it is ready.
+    pub fn start_agent(&mut self) -> Result<()> {
+        self.launch_agent()?;
+        let mut daemon = self.agent.take().context("just launched")?;
         wait_until(&format!("the agent on {} is ready", self.name), || {
             let output = self.tombolo(&["status", "-o", "json"]).map_err(|error| error.to_string())?;
             let status: serde_json::Value = serde_json::from_str(&output.stdout).unwrap_or_default();

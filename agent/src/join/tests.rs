@@ -1,5 +1,8 @@
 //! Tables for what is refused before anything is sent; the calls themselves run in tests/e2e.
 use super::*;
+use crate::testing::TestControlPlane;
+use sha2::{Digest, Sha256};
+use std::time::Duration;
 
 #[test]
 fn host_names_are_dns_labels() {
@@ -51,4 +54,23 @@ async fn joining_a_place_where_nobody_listens_says_so() {
     let text = error.to_string();
     assert!(text.contains(&format!("cannot reach {address}: ")) && text.contains("check the address"), "{text}");
     assert!(StateDir::at(&config.paths.state_dir).identity().expect("readable").is_none());
+}
+
+#[tokio::test]
+async fn clocks_that_differ_are_told_as_that() {
+    let hours = |n: u64| Duration::from_secs(n * 3600);
+    let now = SystemTime::now();
+    for (begins, expect) in [(now + hours(2), "and it is only"), (now - hours(3), "unless this clock is wrong")] {
+        let control_plane = TestControlPlane::start_with_certificate_from(begins).await;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut config = Config::defaults();
+        config.paths.state_dir = folder.path().join("state");
+        let pin = Sha256::digest(control_plane.ca.root_der()).into();
+        let (url, token) = (format!("https://{}", control_plane.address), JoinToken::generate(&pin).reveal());
+        let options = JoinOptions { url, token, name: Some("web1".to_owned()), ..JoinOptions::default() };
+        let error = join(&config, &options).await.expect_err("it is believed only while it is valid");
+        assert!(matches!(error, JoinError::Clock { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(expect) && text.contains("timedatectl set-ntp true"), "{text}");
+    }
 }

@@ -50,8 +50,17 @@ pub enum CaError {
     NotACa { path: PathBuf },
     #[error("{} was not signed by {}: restore both from one backup", issuing.display(), root.display())]
     NotSignedByRoot { issuing: PathBuf, root: PathBuf },
-    #[error("{} ended at {ended}", path.display())]
-    Expired { path: PathBuf, ended: String },
+    #[error(
+        "{} ended at {ended}: if this machine's clock, {now}, is wrong, set it (timedatectl set-ntp true)",
+        path.display()
+    )]
+    Expired { path: PathBuf, ended: String, now: String },
+    #[error(
+        "{} begins at {begins}, and it is only {now} on this machine's clock: set the clock (timedatectl set-ntp true), \
+         or make a new authority if it was right when that file was made",
+        path.display()
+    )]
+    NotYetValid { path: PathBuf, begins: String, now: String },
     #[error("{} is missing and cannot be made without {}: restore them from a backup", missing.display(), needed.display())]
     Missing { missing: PathBuf, needed: PathBuf },
     #[error("{} is the authority of {found}, not of {wanted}: give the trust domain or the data directory it belongs to", path.display())]
@@ -289,7 +298,10 @@ fn check_ca(
         return Err(CaError::NotACa { path });
     }
     if facts.not_after <= now {
-        return Err(CaError::Expired { path, ended: show(facts.not_after) });
+        return Err(CaError::Expired { path, ended: show(facts.not_after), now: show(now) });
+    }
+    if now < facts.not_before {
+        return Err(CaError::NotYetValid { path, begins: show(facts.not_before), now: show(now) });
     }
     // An operator's own CA may name no trust domain; one that does must name ours.
     let own = format!("spiffe://{trust_domain}");

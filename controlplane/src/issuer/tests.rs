@@ -223,6 +223,11 @@ fn broken_authorities_are_refused_and_the_file_is_named() {
     assert!(matches!(elsewhere, Err(CaError::OtherTrustDomain { .. })));
     let later = SystemTime::now() + Duration::from_secs(11 * 31_557_600);
     assert!(matches!(Issuer::load_or_create_at(dir.path(), &trust_domain(), later), Err(CaError::Expired { .. })));
+    let earlier = SystemTime::now() - Duration::from_secs(2 * 86_400);
+    assert!(matches!(
+        Issuer::load_or_create_at(dir.path(), &trust_domain(), earlier),
+        Err(CaError::NotYetValid { .. })
+    ));
 }
 
 #[test]
