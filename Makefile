@@ -54,7 +54,7 @@ test-all: test test-ansible vagrant-check
 lint:
 	cargo fmt --all --check
 	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
-	cargo clippy $(CARGO_FLAGS) -p tests --test ansible -- -D warnings
+	cargo clippy $(CARGO_FLAGS) --workspace --test ansible -- -D warnings
 
 # Every suite of every room: unit, component, store (SQLite and Postgres), house rules, end-to-end,
 # booted machines, the commands of the documents. Two tests at a time: there may be two cores only.
