@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use tests::estate::TRUST_DOMAIN;
 use tests::netns::tool;
-use tests::{Estate, wait_until};
+use tests::{Estate, Host, wait_until};
 
 use crate::shop;
 
@@ -54,6 +55,46 @@ fn a_full_disk_is_told_and_the_agent_goes_on_from_memory() -> Result<()> {
     });
     let status = web.tombolo(&["status"])?;
     ensure!(status.stdout.contains("no space left"), "status hides it: {status:?}");
+    Ok(())
+}
+
+/// A certificate of the host that begins tomorrow: to it its own clock is a day behind.
+fn postdate(estate: &Estate, host: &Host) -> Result<()> {
+    let (ca, state) = (estate.data_dir().join("ca"), host.folder().join("state"));
+    let read = |path: PathBuf| std::fs::read_to_string(&path).with_context(|| path.display().to_string());
+    let issuing = read(ca.join("issuing.pem"))?;
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&issuing, rcgen::KeyPair::from_pem(&read(ca.join("issuing.key"))?)?)?;
+    let key = rcgen::KeyPair::from_pem(&read(state.join("host.key"))?)?;
+    let identity = format!("spiffe://{TRUST_DOMAIN}/host/{}", host.name());
+    let mut params = rcgen::CertificateParams::default();
+    params.subject_alt_names = vec![rcgen::SanType::URI(identity.as_str().try_into()?)];
+    params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    let day = Duration::from_secs(86_400);
+    params.not_before = (SystemTime::now() + day).into();
+    params.not_after = (SystemTime::now() + 2 * day).into();
+    Ok(std::fs::write(state.join("host.pem"), params.signed_by(&key, &issuer)?.pem() + &issuing)?)
+}
+
+#[test]
+fn a_host_whose_clock_is_behind_says_that_it_is_the_clock() -> Result<()> {
+    let estate = Estate::start()?;
+    estate.apply(shop::SHOP)?;
+    let mut web = estate.add_host("web", &shop::member("web"))?;
+    web.join(&estate, &["shop/web".to_owned()])?;
+    postdate(&estate, &web)?;
+    let doctor = web.tombolo(&["doctor"])?;
+    let told = "by this host's clock its certificate is valid only from";
+    ensure!(doctor.code == 1 && doctor.stdout.contains(told), "{doctor:?}");
+    ensure!(doctor.stdout.contains("set the clock: timedatectl set-ntp true"), "{doctor:?}");
+    web.launch_agent()?;
+    wait_until("status names the clock", || {
+        let status = web.tombolo(&["status"]).map_err(|error| error.to_string())?;
+        let told = "by this host's clock the certificate for spiffe://corp.example/host/web is valid only from";
+        if status.stdout.contains(told) { Ok(()) } else { Err(format!("{status:?}")) }
+    });
+    ensure!(web.stop_agent()? == 0, "it ends as ever");
     Ok(())
 }
 

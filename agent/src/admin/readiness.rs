@@ -72,7 +72,9 @@ fn unserving(
     now: SystemTime,
 ) -> Vec<String> {
     let Some(config) = snapshot.host() else {
-        return vec!["there is no snapshot yet: the control plane has not said what this host runs".to_owned()];
+        let none = "there is no snapshot yet: the control plane has not said what this host runs".to_owned();
+        // Without a certificate that counts it never will.
+        return of_certificate(credentials, host, standing, now).into_iter().chain([none]).collect();
     };
     let trust_domain = credentials.trust_domain();
     let workloads = config.workloads.iter().filter_map(|workload| workload.identity(trust_domain).ok());
@@ -97,7 +99,10 @@ fn of_certificate(
         }
         Some(svid) if now < svid.not_before() => {
             let from = humantime::format_rfc3339_seconds(svid.not_before());
-            Some(format!("the certificate for {identity} is valid only from {from}: is this host's clock right?"))
+            Some(format!(
+                "by this host's clock the certificate for {identity} is valid only from {from}: \
+                 set the clock (timedatectl set-ntp true)"
+            ))
         }
         Some(_) => None,
     }
