@@ -58,6 +58,8 @@ struct Arguments {
 
 /// How long agents have to give memory back after their connections closed.
 const RELEASE_TIME: Duration = Duration::from_secs(3);
+/// Descriptors that an agent has beside its connections, generously.
+const OWN_FILES: u64 = 500;
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
@@ -125,13 +127,23 @@ fn measure(arguments: &Arguments) -> Result<Run> {
         }
     }
     for path in paths.iter().filter(|_| wanted("hold")) {
-        hold(&mut run, path, arguments.hold)?;
+        hold(&mut run, path, arguments.hold.min(most_held()?))?;
     }
     if wanted("scale") {
         large(&mut estate, &mut run, arguments)?;
     }
     run.add_differences();
     Ok(run)
+}
+
+/// How many connections an agent can hold here: two sockets each, and some for itself, of what this
+/// process may open (`ulimit -n`), which the agents inherit.
+fn most_held() -> Result<u64> {
+    let limits = std::fs::read_to_string("/proc/self/limits")?;
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files")).context("no limit of files")?;
+    // proc_pid_limits(5): soft, hard, unit. "unlimited" is no number.
+    let soft = limit.split_whitespace().next().and_then(|soft| soft.parse().ok()).unwrap_or(u64::MAX);
+    Ok(soft.saturating_sub(OWN_FILES) / 2)
 }
 
 /// Memory with connections held open, and a moment after they closed.
