@@ -71,19 +71,18 @@ pub(crate) fn prepare_accepted(accepted: &TcpStream, config: &SocketConfig) {
 
 /// Dials as the agent itself. Dropping the future abandons the attempt.
 pub(crate) async fn connect(to: SocketAddr, config: &SocketConfig) -> io::Result<TcpStream> {
-    let socket = dialling(to)?;
-    mark(&SockRef::from(&socket), config.mark);
-    let stream = socket.connect(to).await?;
-    prepare(&SockRef::from(&stream), config);
-    Ok(stream)
+    dial(dialling(to)?, to, config).await
 }
 
 /// Dials an application of this host as the agent itself.
 pub(crate) async fn connect_here(to: SocketAddr, config: &SocketConfig) -> io::Result<TcpStream> {
     let socket = dialling(to)?;
-    let options = SockRef::from(&socket);
-    mark(&options, config.mark);
-    unpaced(&options);
+    unpaced(&SockRef::from(&socket));
+    dial(socket, to, config).await
+}
+
+async fn dial(socket: TcpSocket, to: SocketAddr, config: &SocketConfig) -> io::Result<TcpStream> {
+    mark(&SockRef::from(&socket), config.mark);
     let stream = socket.connect(to).await?;
     prepare(&SockRef::from(&stream), config);
     Ok(stream)
