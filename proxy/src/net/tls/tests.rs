@@ -35,6 +35,14 @@ fn name() -> ServerName<'static> {
     ServerName::try_from("peer.test").expect("a name")
 }
 
+/// Ours on both sides: client and server.
+async fn ours_on_both_sides() -> (TlsStream, TlsStream) {
+    let (client, server) = configurations();
+    let (near, far) = sockets().await;
+    let (near, far) = tokio::join!(tls::connect(client, name(), near), accept(server, far));
+    (near.expect("it trusts the peer").0, far.expect("a handshake").0)
+}
+
 /// Our stream as the client of a rustls server.
 async fn ours_and_theirs() -> (TlsStream, tokio_rustls::server::TlsStream<TcpStream>) {
     let (client, server) = configurations();
@@ -134,6 +142,28 @@ async fn new_keys_are_taken_and_given() {
         theirs.read_exact(&mut got).await.expect("readable with our new keys");
         assert_eq!(got, [round; 50]);
         assert!(!ours.keys_wanted);
+    }
+}
+
+#[tokio::test]
+async fn an_empty_record_ends_a_flow_and_means_nothing_elsewhere() {
+    for flows in [false, true] {
+        let (mut sender, mut receiver) = ours_on_both_sides().await;
+        if flows {
+            [&mut sender, &mut receiver].into_iter().for_each(TlsStream::carry_flows);
+        }
+        std::future::poll_fn(|cx| sender.poll_end_flow(cx)).await.expect("ends");
+        sender.write_all(b"next").await.expect("sends");
+        sender.flush().await.expect("sends");
+        let mut next = [0; 4];
+        if flows {
+            assert_eq!(receiver.read(&mut next).await.expect("an end in order"), 0);
+            assert!(!receiver.next_flow(), "our own direction has not ended");
+            std::future::poll_fn(|cx| receiver.poll_end_flow(cx)).await.expect("ends");
+            assert!(receiver.next_flow());
+        }
+        receiver.read_exact(&mut next).await.expect("the bytes behind it");
+        assert_eq!(&next, b"next");
     }
 }
 
