@@ -1,6 +1,6 @@
 //! Pure: the words of `tombolo/1`, byte by byte as docs/tombolo-1.md has them.
 //!
-//! One flow on each TLS connection: a header, an answer of one byte, then the bytes of the flow. The
+//! One flow at a time on each TLS connection: a header, an answer of one byte, then the bytes of the flow. The
 //! sockets are in the files below. A header is as untrusted as the headers of a CONNECT: the
 //! destination is checked against what is ours, the rest is only for logs.
 

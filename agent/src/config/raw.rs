@@ -108,7 +108,7 @@ pub struct RawOutbound {
     /// How many endpoints of a service are tried before the caller is refused. 1 to 100.
     pub max_endpoints_tried: usize,
     /// What carries connections to other Tombolo hosts: `auto` (whatever is ready, `tombolo/1` first),
-    /// `hbone` (HTTP/2 only), `tombolo/1` (a connection for each flow). All other peers get HBONE.
+    /// `hbone` (HTTP/2 only), `tombolo/1` (one flow at a time on a connection). All other peers get HBONE.
     pub tunnel: String,
     /// A connection without a byte either way for this long is closed; `0s` never. Up to 30 days.
     pub idle_timeout: String,

@@ -1,6 +1,6 @@
 //! One connection of a peer to the tunnel port: TLS, and then HBONE or `tombolo/1`, as ALPN has it.
 //!
-//! Spawned by `inbound.rs`. `stream.rs` is each stream of HBONE, `flow.rs` the one flow of `tombolo/1`.
+//! Spawned by `inbound.rs`. `stream.rs` is each stream of HBONE, `flow.rs` the flows of `tombolo/1`.
 //! A peer that does not offer `tombolo/1` sees nothing but HBONE.
 
 use std::net::SocketAddr;
