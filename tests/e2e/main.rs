@@ -11,7 +11,6 @@ mod names;
 mod operator;
 mod outage;
 mod policy;
-mod propagation;
 mod shop;
 mod soak;
 mod tunnel;

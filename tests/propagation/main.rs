@@ -1,4 +1,5 @@
-//! How long a change takes to reach a fleet, on both stores.
+//! How long a change takes to reach a fleet, on both stores. A program and a test of its own: what is
+//! measured is two hundred agents and their control plane, not who else of the suite is busy beside them.
 
 use std::time::Duration;
 
@@ -7,27 +8,21 @@ use tests::estate::{CONTROL_PLANE, program};
 use tests::postgres::Postgres;
 use tests::{Estate, netns};
 
-use crate::shop;
-
 const AGENTS: &str = "200";
 const CHANGES: &str = "20";
 /// The promise of the design: 99 of 100 agents obey within a second of `tombolo apply` being started.
 const PROMISED_MS: u64 = 1000;
 
 #[test]
-fn two_hundred_agents_obey_a_change_within_a_second_on_sqlite() -> Result<()> {
-    measure(Estate::start()?, "sqlite")
-}
-
-#[test]
-fn two_hundred_agents_obey_a_change_within_a_second_on_postgres() -> Result<()> {
+fn two_hundred_agents_obey_a_change_within_a_second() -> Result<()> {
+    measure(Estate::start()?, "sqlite")?;
     let server = Postgres::start(None)?;
     let url = format!("{}?host={}", server.database("mesh")?, server.socket_folder().display());
     measure(Estate::start_on(|_| url)?, "postgres")
 }
 
 fn measure(estate: Estate, store: &str) -> Result<()> {
-    estate.apply(shop::SHOP)?;
+    estate.apply(include_str!("../demo/shop.yaml"))?;
     let line = estate.operate(&["token", "create", "--group", "shop/web", "--uses", AGENTS])?;
     let mut words = line.split_whitespace().skip_while(|word| *word != "--token");
     let token = words.nth(1).context("no token in the line")?;
