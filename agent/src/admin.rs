@@ -63,8 +63,8 @@ pub enum Order {
     /// Stop as on SIGTERM.
     Drain,
     /// Tell the control plane, stop, and forget the identity. `force` does so also when it cannot be
-    /// told; else the agent goes on, and the answer says why.
-    Leave { force: bool, reply: tokio::sync::oneshot::Sender<Result<(), String>> },
+    /// told; else the agent goes on, and the answer says why. `local` tells nobody.
+    Leave { force: bool, local: bool, reply: tokio::sync::oneshot::Sender<Result<(), String>> },
     /// Read the configuration again; the answer says what needs a restart.
     Reload(tokio::sync::oneshot::Sender<Result<Vec<String>, String>>),
 }
@@ -134,7 +134,8 @@ impl Admin {
             }
             "/doctor" => {
                 let config = parts.config.borrow().clone();
-                answer(&doctor::diagnose(&config, doctor::Agent::Running).await)
+                let running = doctor::Agent::Running { problems: views::status(parts).problems };
+                answer(&doctor::diagnose(&config, &running).await)
             }
             "/workloads" => answer(&views::workloads(parts)),
             "/connections" => answer(&parts.proxy.connections()),
@@ -156,7 +157,8 @@ impl Admin {
             "/leave" => {
                 let asked = serde_json::from_slice::<serde_json::Value>(body).unwrap_or_default();
                 let (reply, told) = tokio::sync::oneshot::channel();
-                self.order(Order::Leave { force: asked["force"] == true, reply }, told).await
+                let (force, local) = (asked["force"] == true, asked["local"] == true);
+                self.order(Order::Leave { force, local, reply }, told).await
             }
             "/reload" => {
                 let (reply, done) = tokio::sync::oneshot::channel();

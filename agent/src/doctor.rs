@@ -1,10 +1,8 @@
 //! `tombolo doctor`: what can be wrong with a host, each with its cause and its cure.
 //!
 //! Works before joining and without a running agent; changes nothing but a throwaway table of its
-//! own and a probe file in the state folder, both gone when it ends. Findings that need the running
-//! agent (certificates in use, rules in force) are the agent's own `status`.
-
-use std::path::Path;
+//! own and a probe file in the state folder, both gone when it ends. What only the running agent knows
+//! (certificates in use, rules in force, refusals of the control plane) it takes from the agent's `status`.
 
 use api::admin::{Check, CheckOutcome, Diagnosis};
 
@@ -17,15 +15,17 @@ mod kernel;
 mod names;
 
 /// What is asked besides the host itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Agent {
-    /// It runs: its ports are taken by itself, its rules are its own.
-    Running,
+    /// It runs: its ports are taken by itself, its rules are its own. What its `status` finds wrong.
+    Running {
+        problems: Vec<String>,
+    },
     Absent,
 }
 
 /// Every check, in the order in which one would mend what they find.
-pub async fn diagnose(config: &Config, agent: Agent) -> Diagnosis {
+pub async fn diagnose(config: &Config, agent: &Agent) -> Diagnosis {
     let state = StateDir::at(&config.paths.state_dir);
     let mut checks = vec![
         host::privileges(),
@@ -40,16 +40,6 @@ pub async fn diagnose(config: &Config, agent: Agent) -> Diagnosis {
     checks.extend(control_plane::checks(config, &state).await);
     checks.push(host::running(config, agent));
     Diagnosis { checks }
-}
-
-impl Agent {
-    /// Whether something answers on the agent's socket.
-    pub fn find(socket: &Path) -> Self {
-        match std::os::unix::net::UnixStream::connect(socket) {
-            Ok(_) => Self::Running,
-            Err(_) => Self::Absent,
-        }
-    }
 }
 
 fn check(name: &str, outcome: CheckOutcome, detail: impl Into<String>, cure: impl Into<String>) -> Check {

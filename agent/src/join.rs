@@ -20,6 +20,7 @@ use tonic::{Code, Status};
 
 use crate::config::Config;
 use crate::connect::{self, Dial, DialError, Link};
+use crate::machine;
 use crate::state::{HostIdentity, StateDir, StateError};
 
 /// What `tombolo join` was told.
@@ -136,35 +137,52 @@ pub async fn join(config: &Config, options: &JoinOptions) -> Result<HostIdentity
         control_plane: dial.to_string(),
         advertise: options.advertise.clone(),
         joined_at: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        machine: machine::binding(),
         ..accept(answer.get_ref(), &key, &pins, SystemTime::now())?
     };
     store(&state, answer.get_ref(), &identity)?;
     Ok(identity)
 }
 
-/// Tells the control plane and forgets the identity. `force` forgets also when it cannot be told;
-/// `purge` removes the whole state folder.
-pub async fn leave(config: &Config, purge: bool, force: bool) -> Result<(), LeaveError> {
+/// How a host leaves.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LeaveOptions {
+    /// Remove the whole state folder.
+    pub purge: bool,
+    /// Forget the identity also when the control plane cannot be told.
+    pub force: bool,
+    /// Do not tell the control plane: the identity is another machine's, which stays in the mesh.
+    pub local: bool,
+}
+
+/// Tells the control plane and forgets the identity; answers whether the control plane was told.
+pub async fn leave(config: &Config, options: LeaveOptions) -> Result<bool, LeaveError> {
+    let LeaveOptions { purge, force, local } = options;
     let state = StateDir::at(&config.paths.state_dir);
-    let identity = match state.identity() {
-        Ok(Some(identity)) => identity,
-        Ok(None) if purge || force => return Ok(state.purge()?),
+    let told = match state.identity() {
+        Ok(None) if purge || force => return Ok(state.purge().map(|()| false)?),
         Ok(None) => return Err(LeaveError::NotJoined),
-        Err(_) if purge && force => return Ok(state.purge()?),
+        Ok(Some(_)) if local => Ok(false),
+        // The control plane would forget the other one.
+        Err(StateError::OtherMachine { .. }) => Ok(false),
+        Ok(Some(identity)) => tell(config, &state, &identity).await.map(|()| true),
+        Err(_) if purge && force => return Ok(state.purge().map(|()| false)?),
         Err(error) => return Err(error.into()),
     };
-    let told = tell(config, &state, &identity).await;
-    match told {
+    let told = match told {
         Err(problem) if !force => return Err(LeaveError::NotTold { problem }),
-        Err(problem) => tracing::warn!(error = problem, "left without telling the control plane"),
-        Ok(()) => {}
-    }
+        Err(problem) => {
+            tracing::warn!(error = problem, "left without telling the control plane");
+            false
+        }
+        Ok(told) => told,
+    };
     if purge {
         state.purge()?
     } else {
         state.forget()?
     }
-    Ok(())
+    Ok(told)
 }
 
 async fn tell(config: &Config, state: &StateDir, identity: &HostIdentity) -> Result<(), String> {
@@ -234,6 +252,7 @@ fn accept(answer: &JoinResponse, key: &KeyPair, pins: &Pins, now: SystemTime) ->
         groups: answer.groups.clone(),
         advertise: vec![],
         joined_at: String::new(),
+        machine: None,
     })
 }
 

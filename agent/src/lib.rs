@@ -17,6 +17,7 @@ pub mod intercept_control;
 pub mod issuance;
 pub mod join;
 pub mod link;
+mod machine;
 pub mod memory;
 pub mod names;
 pub mod netlink;

@@ -34,9 +34,9 @@ use crate::issuance::Issuance;
 use crate::names::Names;
 use crate::register::{self, Refused};
 use crate::resolv::{self, Follower};
-use crate::state::{StateDir, StateError, StateLock};
+use crate::state::{HostIdentity, StateDir, StateError, StateLock};
 use crate::systemd::{self, Kept, Parked};
-use crate::{join, memory, obey, workloads};
+use crate::{join, machine, memory, obey, workloads};
 
 mod listeners;
 mod reload;
@@ -160,6 +160,7 @@ impl Agent {
         let state = StateDir::open(&config.paths.state_dir)?;
         let identity = state.identity()?.ok_or(RunError::NotJoined)?;
         let lock = state.lock()?;
+        let identity = bound(&state, identity)?;
         let unusable = |problem: String| RunError::Identity { problem };
         let host =
             SpiffeId::host(&identity.trust_domain, &identity.host).map_err(|e| unusable(Chain(&e).to_string()))?;
@@ -323,12 +324,15 @@ impl Agent {
                 _ = hangup.recv() => self.reload_and_log().await,
                 order = self.orders.recv() => match order {
                     Some(Order::Drain) | None => break None,
-                    Some(Order::Leave { force, reply }) => match join::leave_over(&self.parts.link).await {
-                        Err(problem) if !force => {
-                            let _ = reply.send(Err(join::LeaveError::NotTold { problem }.to_string()));
+                    Some(Order::Leave { force, local, reply }) => {
+                        let told = if local { Ok(()) } else { join::leave_over(&self.parts.link).await };
+                        match told {
+                            Err(problem) if !force => {
+                                let _ = reply.send(Err(join::LeaveError::NotTold { problem }.to_string()));
+                            }
+                            Ok(()) | Err(_) => break Some(Leaving { reply }),
                         }
-                        Ok(()) | Err(_) => break Some(Leaving { reply }),
-                    },
+                    }
                     Some(Order::Reload(reply)) => {
                         let done = self.reload().await;
                         // Whoever asked may have gone.
@@ -372,6 +376,17 @@ impl Agent {
             self.parts.proxy.open()
         )
     }
+}
+
+/// An identity that was stored before machines were told apart is this machine's from here on.
+fn bound(state: &StateDir, identity: HostIdentity) -> Result<HostIdentity, StateError> {
+    let here = machine::binding();
+    if identity.machine.is_some() || here.is_none() {
+        return Ok(identity);
+    }
+    let identity = HostIdentity { machine: here, ..identity };
+    state.set_identity(&identity)?;
+    Ok(identity)
 }
 
 fn local_workloads(view: &View) -> Vec<api::LocalWorkload> {

@@ -14,6 +14,8 @@ use api::{SpiffeId, TrustDomain};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::machine;
+
 pub mod snapshot_file;
 
 /// The folder of one agent.
@@ -44,6 +46,9 @@ pub struct HostIdentity {
     /// RFC 3339, for people.
     #[serde(default)]
     pub joined_at: String,
+    /// The machine it is for, as [`machine::binding`] says it; without one it is for any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
 }
 
 /// Whether interception comes back at the next start.
@@ -80,7 +85,15 @@ pub enum StateError {
     Damaged { path: PathBuf, problem: String },
     #[error("another agent uses {}: stop it first (systemctl stop tombolo-agent)", path.display())]
     Busy { path: PathBuf },
+    #[error(
+        "{} is the state of another machine (host {host}, joined {joined_at}); {OTHER_MACHINE_CURE}", path.display()
+    )]
+    OtherMachine { path: PathBuf, host: String, joined_at: String },
 }
+
+/// What to do about [`StateError::OtherMachine`].
+pub const OTHER_MACHINE_CURE: &str = "if this machine is a copy of it, run `tombolo leave --purge` (the other one stays \
+    in the mesh) and join with a new token; if its /etc/machine-id was changed, run `tombolo agent --adopt`";
 
 impl StateDir {
     /// Makes the folder if need be, and closes it to others.
@@ -118,11 +131,28 @@ impl StateDir {
 
     /// `None` when this host has not joined.
     pub fn identity(&self) -> Result<Option<HostIdentity>, StateError> {
-        self.json("identity.json")
+        let identity: Option<HostIdentity> = self.json(IDENTITY)?;
+        let here = machine::binding();
+        match identity {
+            Some(HostIdentity { machine: Some(machine), host, joined_at, .. })
+                if here.is_some_and(|here| here != machine) =>
+            {
+                Err(StateError::OtherMachine { path: self.root.clone(), host, joined_at })
+            }
+            identity => Ok(identity),
+        }
+    }
+
+    /// Ties the identity to this machine, whichever it was for; answers the host's name, if it has joined.
+    pub fn adopt(&self) -> Result<Option<String>, StateError> {
+        let Some(identity) = self.json::<HostIdentity>(IDENTITY)? else { return Ok(None) };
+        let host = identity.host.clone();
+        self.set_identity(&HostIdentity { machine: machine::binding(), ..identity })?;
+        Ok(Some(host))
     }
 
     pub fn set_identity(&self, identity: &HostIdentity) -> Result<(), StateError> {
-        self.set_json("identity.json", identity)
+        self.set_json(IDENTITY, identity)
     }
 
     pub fn interception(&self) -> Result<InterceptionState, StateError> {
@@ -212,7 +242,7 @@ impl StateDir {
     /// Forgets the identity: everything of the mesh, not the folder.
     pub fn forget(&self) -> Result<(), StateError> {
         let files =
-            ["identity.json", "host.pem", "host.key", "roots.pem", "interception.json", "snapshot", "snapshot.corrupt"];
+            [IDENTITY, "host.pem", "host.key", "roots.pem", "interception.json", "snapshot", "snapshot.corrupt"];
         for name in files {
             remove(&self.root.join(name), |path| fs::remove_file(path))?;
         }
@@ -296,6 +326,7 @@ fn file_name(identity: &SpiffeId) -> Option<String> {
     Some(format!("{}~{}", identity.namespace()?, identity.service_account()?))
 }
 
+const IDENTITY: &str = "identity.json";
 const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
 
 /// Trust domains as plain text in JSON.

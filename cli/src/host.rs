@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use ::agent::config::{Config, Sources};
-use ::agent::state::StateDir;
+use ::agent::state::{StateDir, StateError};
 use clap::{Args, Subcommand};
 
 use crate::config::ConnectionArgs;
@@ -73,6 +73,8 @@ pub(crate) struct HostArgs {
 pub(crate) enum HostError {
     #[error("this host has not joined a mesh: run `tombolo join URL --token TOKEN`")]
     NotJoined,
+    #[error(transparent)]
+    OtherMachine(StateError),
     #[error("{0}")]
     Usage(String),
     #[error("{0}")]
@@ -114,7 +116,7 @@ pub(crate) fn run(command: HostCommand, output: Output) -> ExitCode {
             let shown = anyhow::Error::from(error);
             output::error(&format!("{shown:#}"));
             match shown.downcast_ref::<HostError>() {
-                Some(HostError::NotJoined) => Exit::NotJoined.into(),
+                Some(HostError::NotJoined | HostError::OtherMachine(_)) => Exit::NotJoined.into(),
                 Some(HostError::Usage(_)) => Exit::Usage.into(),
                 Some(_) | None => Exit::Failed.into(),
             }
@@ -143,15 +145,19 @@ impl HostArgs {
         let config = self.load()?;
         match block_on(question(self.client(&config)))? {
             Ok(answer) => Ok(answer),
-            Err(AdminError::NotRunning { .. }) if !has_joined(&config) => Err(HostError::NotJoined),
+            Err(error @ AdminError::NotRunning { .. }) => Err(without_agent(&config, error)),
             Err(error) => Err(error.into()),
         }
     }
 }
 
-/// A folder that cannot be read is not proof of the contrary.
-fn has_joined(config: &Config) -> bool {
-    !matches!(StateDir::at(&config.paths.state_dir).identity(), Ok(None))
+/// Why no agent answers. A folder that cannot be read says nothing about that.
+fn without_agent(config: &Config, error: AdminError) -> HostError {
+    match StateDir::at(&config.paths.state_dir).identity() {
+        Ok(None) => HostError::NotJoined,
+        Err(other @ StateError::OtherMachine { .. }) => HostError::OtherMachine(other),
+        Ok(Some(_)) | Err(_) => error.into(),
+    }
 }
 
 /// Host commands wait for one thing at a time.

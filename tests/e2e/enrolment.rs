@@ -114,3 +114,36 @@ fn a_revoked_host_is_cut_off_and_a_left_one_forgotten() -> Result<()> {
     ensure!(!hosts.contains("\"web\""), "{hosts}");
     Ok(())
 }
+
+/// With another machine-id it does not even start (tests/vm/copied.rs); hosts of this estate share theirs.
+#[test]
+fn a_copy_of_a_host_is_told_on_the_host_it_is_a_copy_of() -> Result<()> {
+    let shop = shop::open()?;
+    let mut copy = shop.estate.add_host("copy", &HostSpec::default())?;
+    let copied = copy.folder().join("state");
+    let done = std::process::Command::new("cp").arg("-a").arg(shop.web.folder().join("state")).arg(&copied).status()?;
+    ensure!(done.success());
+    copy.start_agent()?;
+    let cure = "On the copy run `tombolo leave --purge --local`";
+    wait_until("web says that there is another of it", || match shop.web.tombolo(&["status"]) {
+        Ok(said) if said.stdout.contains(cure) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    ensure!(shop.web.agent_log().contains(cure), "its log does not say it");
+    let doctor = shop.web.tombolo(&["doctor"])?;
+    ensure!(doctor.stdout.contains(cure), "{}", doctor.stdout);
+
+    // The cure, as it is said.
+    let left = copy.tombolo_ok(&["leave", "--purge", "--local"])?;
+    ensure!(left.contains("the control plane was not told") && !copied.exists(), "{left}");
+    let mut web = shop.web;
+    web.stop_agent()?;
+    web.start_agent()?;
+    wait_until("web is heard again", || match web.status() {
+        Ok(status) if status["problems"].as_array().is_some_and(Vec::is_empty) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    let hosts = shop.estate.operate(&["host", "list"])?;
+    ensure!(hosts.contains("web"), "{hosts}");
+    Ok(())
+}

@@ -2,6 +2,7 @@
 //! Needs root and a Debian mirror for the first run; without them every test says so and fails, so
 //! that nothing passes by not running.
 
+mod copied;
 mod documents;
 mod loss;
 mod machine;

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::connect::{Dial, DialError, Link};
 use crate::discovery::Holdings;
 use crate::join;
-use crate::state::{HostIdentity, StateDir};
+use crate::state::{HostIdentity, OTHER_MACHINE_CURE, StateDir, StateError};
 
 /// How long the dial may take in all.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -23,6 +23,10 @@ pub(super) async fn checks(config: &Config, state: &StateDir) -> Vec<Check> {
         Ok(None) => {
             let cure = "join a mesh: tombolo join URL --token TOKEN (the operator makes one: tombolo token create)";
             return vec![check("identity", CheckOutcome::Warn, "this host has not joined", cure)];
+        }
+        Err(StateError::OtherMachine { host, joined_at, .. }) => {
+            let detail = format!("it is another machine's (host {host}, joined {joined_at})");
+            return vec![check("identity", CheckOutcome::Fail, detail, OTHER_MACHINE_CURE)];
         }
         Err(error) => {
             let cure = "run `tombolo leave --purge --force` and join again";

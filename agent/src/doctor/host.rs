@@ -48,9 +48,9 @@ pub(super) fn state_folder(state: &StateDir) -> Check {
     ok(name, format!("{} can be written", root.display()))
 }
 
-pub(super) async fn ports(config: &Config, agent: Agent) -> Check {
+pub(super) async fn ports(config: &Config, agent: &Agent) -> Check {
     let name = "ports";
-    if agent == Agent::Running {
+    if *agent != Agent::Absent {
         return check(name, CheckOutcome::Skipped, "the agent runs and has its ports", "");
     }
     let all = [
@@ -79,10 +79,16 @@ async fn is_taken(address: SocketAddr) -> bool {
     matches!(TcpListener::bind(address).await, Err(error) if error.kind() == io::ErrorKind::AddrInUse)
 }
 
-pub(super) fn running(config: &Config, agent: Agent) -> Check {
+pub(super) fn running(config: &Config, agent: &Agent) -> Check {
     let name = "agent";
     match agent {
-        Agent::Running => ok(name, format!("it answers on {}", config.paths.admin_socket().display())),
+        Agent::Running { problems } if problems.is_empty() => {
+            ok(name, format!("it answers on {}", config.paths.admin_socket().display()))
+        }
+        Agent::Running { problems } => {
+            let cure = "as it says; when it began is in journalctl -u tombolo-agent";
+            check(name, CheckOutcome::Warn, problems.join("; "), cure)
+        }
         Agent::Absent => {
             let cure = "start it: systemctl start tombolo-agent";
             check(name, CheckOutcome::Warn, "it does not run", cure)

@@ -61,11 +61,11 @@ pub(super) fn cgroups() -> Check {
     }
 }
 
-pub(super) fn leftovers(agent: Agent) -> Check {
+pub(super) fn leftovers(agent: &Agent) -> Check {
     let name = "rules left behind";
     match (intercept::leftovers(), agent) {
         (Ok(found), _) if found.is_empty() => ok(name, "none"),
-        (Ok(_), Agent::Running) => ok(name, "the rules there are the running agent's"),
+        (Ok(_), Agent::Running { .. }) => ok(name, "the rules there are the running agent's"),
         (Ok(found), Agent::Absent) => {
             let what: Vec<String> = found.into_iter().map(|leftover| leftover.what).collect();
             let cure = "remove them: tombolo agent --cleanup";

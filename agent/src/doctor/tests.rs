@@ -47,7 +47,7 @@ async fn before_joining_it_says_how_to_join_and_which_ports_are_taken() {
     config.dns.listen = vec![];
     (config.metrics, config.readiness, config.admin) = (vec![], vec![], vec![]);
 
-    let found = diagnose(&config, Agent::find(&config.paths.admin_socket())).await.checks;
+    let found = diagnose(&config, &Agent::Absent).await.checks;
     let of = |name: &str| found.iter().find(|check| check.name == name).unwrap_or_else(|| panic!("no check {name}"));
     assert_eq!(of("ports").outcome, CheckOutcome::Fail);
     assert!(of("ports").detail.contains(&address.to_string()) && !of("ports").detail.contains(&free.to_string()));

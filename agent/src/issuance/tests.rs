@@ -56,6 +56,7 @@ impl Running {
             groups: vec![],
             advertise: vec![],
             joined_at: String::new(),
+            machine: None,
         };
         state.set_identity(&identity).expect("writable");
         let issuance = Issuance::new(link, credentials.clone(), state.clone(), view.clone(), identity);

@@ -10,6 +10,7 @@ fn identity() -> HostIdentity {
         groups: vec!["shop/web".into()],
         advertise: vec![],
         joined_at: String::new(),
+        machine: None,
     }
 }
 
@@ -62,6 +63,30 @@ fn a_damaged_identity_says_which_file_and_what_to_do() {
     fs::write(folder.path().join("identity.json"), "{\"host\": 7").expect("ours");
     let text = state.identity().expect_err("damaged").to_string();
     assert!(text.contains("identity.json is damaged") && text.contains("join again"), "{text}");
+}
+
+#[test]
+fn the_state_of_another_machine_is_refused_until_it_is_adopted_or_forgotten() {
+    if machine::binding().is_none() {
+        println!("skipped: this machine has no lasting /etc/machine-id");
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let state = StateDir::open(folder.path()).expect("it can be made");
+    assert_eq!(state.adopt().expect("readable"), None, "there is nothing to adopt");
+    let copied = HostIdentity { machine: Some("0".repeat(32)), joined_at: "2026-01-01T00:00:00Z".into(), ..identity() };
+    state.set_identity(&copied).expect("writable");
+    let text = state.identity().expect_err("copied").to_string();
+    for said in ["another machine (host web1, joined 2026", "`tombolo leave --purge`", "`tombolo agent --adopt`"] {
+        assert!(text.contains(said), "{text}");
+    }
+    assert_eq!(state.adopt().expect("writable").as_deref(), Some("web1"));
+    let adopted = state.identity().expect("it is this machine's").expect("it is there");
+    assert_eq!(adopted, HostIdentity { machine: machine::binding(), ..copied.clone() });
+
+    state.set_identity(&copied).expect("writable");
+    state.forget().expect("writable");
+    assert_eq!(state.identity().expect("readable"), None);
 }
 
 #[test]

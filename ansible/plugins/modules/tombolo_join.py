@@ -93,10 +93,19 @@ def ensure_same(module, identity):
             )
 
 
+def ensure_here(module):
+    """The identity of a machine of which this one is a copy is no identity of this host."""
+    program = module.get_bin_path("tombolo")
+    code, _out, err = module.run_command([program, "status"]) if program else (0, "", "")
+    if code == 3:
+        module.fail_json(msg=err.strip())
+
+
 def present(module):
     identity = joined(module)
     if identity is not None:
         ensure_same(module, identity)
+        ensure_here(module)
         module.exit_json(changed=False, identity=identity)
     if module.check_mode:
         module.exit_json(changed=True)

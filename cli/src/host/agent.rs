@@ -3,6 +3,7 @@
 use ::agent::cleanup;
 use ::agent::config::{Config, OnAgentLoss};
 use ::agent::run::RunError;
+use ::agent::state::{StateDir, StateError};
 use clap::Args;
 
 use super::{HostArgs, HostError};
@@ -16,6 +17,7 @@ Examples:
   tombolo agent --set log.filter=debug
   tombolo agent --reload                       the running agent reads its settings again
   tombolo agent --cleanup                      take away what a killed agent left
+  tombolo agent --adopt                        go on as the same host after /etc/machine-id was changed
 
 Layers of settings: defaults < agent.toml < agent.d/*.toml < TOMBOLO__SECTION__KEY < --set.";
 
@@ -33,6 +35,9 @@ pub(crate) struct AgentArgs {
     /// Remove rules, routes and devices that a killed agent left, and end
     #[arg(long, conflicts_with = "print_config")]
     cleanup: bool,
+    /// Tie the stored identity to this machine, and end; never on a copy of a machine that is in the mesh
+    #[arg(long, conflicts_with_all = ["print_config", "reload", "cleanup"])]
+    adopt: bool,
     /// With --cleanup: also the table that `on_agent_loss = "block"` keeps
     #[arg(long, requires = "cleanup")]
     all: bool,
@@ -67,11 +72,24 @@ pub(super) fn run(args: AgentArgs) -> Result<Exit, HostError> {
     if args.reload {
         return reload(&args.host);
     }
+    if args.adopt {
+        return adopt(&Config::load(&sources)?);
+    }
     match ::agent::run::run(&sources) {
         Ok(()) => Ok(Exit::Ok),
         Err(RunError::NotJoined) => Err(HostError::NotJoined),
+        Err(RunError::State(error @ StateError::OtherMachine { .. })) => Err(HostError::OtherMachine(error)),
         Err(error) => Err(HostError::Failed(telemetry::Chain(&error).to_string())),
     }
+}
+
+fn adopt(config: &Config) -> Result<Exit, HostError> {
+    match StateDir::at(&config.paths.state_dir).adopt() {
+        Ok(Some(host)) => output::note(&format!("this machine is the host {host} from here on")),
+        Ok(None) => return Err(HostError::NotJoined),
+        Err(error) => return Err(HostError::Failed(telemetry::Chain(&error).to_string())),
+    }
+    Ok(Exit::Ok)
 }
 
 fn reload(host: &HostArgs) -> Result<Exit, HostError> {

@@ -1,9 +1,10 @@
 //! `tombolo doctor`: also before joining, and without a running agent.
 
 use ::agent::doctor::{self, Agent};
-use api::admin::{CheckOutcome, Diagnosis};
+use api::admin::{AgentStatus, CheckOutcome, Diagnosis};
 use clap::Args;
 
+use super::admin::{AdminClient, AdminError};
 use super::{HostArgs, HostError, block_on};
 use crate::exit::Exit;
 use crate::output::Output;
@@ -24,7 +25,14 @@ pub(crate) struct DoctorArgs {
 pub(super) fn run(args: DoctorArgs, output: Output) -> Result<Exit, HostError> {
     let config = args.host.load()?;
     let socket = args.host.socket.clone().unwrap_or_else(|| config.paths.admin_socket());
-    let diagnosis = block_on(doctor::diagnose(&config, Agent::find(&socket)))?;
+    let diagnosis = block_on(async {
+        let agent = match AdminClient::new(socket).get::<AgentStatus>("/status").await {
+            Ok(status) => Agent::Running { problems: status.problems },
+            Err(AdminError::NotRunning { .. }) => Agent::Absent,
+            Err(error) => Agent::Running { problems: vec![error.to_string()] },
+        };
+        doctor::diagnose(&config, &agent).await
+    })?;
     output.show(&diagnosis, || text(&diagnosis))?;
     let failed = diagnosis.checks.iter().any(|check| check.outcome == CheckOutcome::Fail);
     Ok(if failed { Exit::Failed } else { Exit::Ok })

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use ::agent::join::{self, JoinOptions, LeaveError};
+use ::agent::join::{self, JoinOptions, LeaveError, LeaveOptions};
 use ::agent::state::StateDir;
 use clap::Args;
 
@@ -25,7 +25,8 @@ pub(super) const LEAVE_EXAMPLES: &str = "\
 Examples:
   tombolo leave
   tombolo leave --purge          also removes the state folder
-  tombolo leave --force          also when the control plane cannot be told";
+  tombolo leave --force          also when the control plane cannot be told
+  tombolo leave --purge --local  on a copy of a machine, which itself stays in the mesh";
 
 #[derive(Debug, Args)]
 pub(crate) struct JoinArgs {
@@ -78,6 +79,9 @@ pub(crate) struct LeaveArgs {
     /// Forget the identity also when the control plane cannot be told
     #[arg(long)]
     force: bool,
+    /// Do not tell the control plane: on a copy of a machine, which itself is to stay in the mesh
+    #[arg(long)]
+    local: bool,
     #[command(flatten)]
     host: HostArgs,
 }
@@ -137,19 +141,26 @@ pub(super) fn leave(args: LeaveArgs, output: Output) -> Result<Exit, HostError> 
     let config = args.host.load()?;
     let client = args.host.client(&config);
     let failed = |error: &dyn std::error::Error| HostError::Failed(telemetry::Chain(error).to_string());
-    match block_on(client.post::<serde_json::Value>("/leave", &serde_json::json!({ "force": args.force })))? {
-        // The agent has forgotten; the folder, which its unit mounts, only others can remove.
-        Ok(_) if args.purge => StateDir::at(&config.paths.state_dir).purge().map_err(|error| failed(&error))?,
-        Ok(_) => {}
-        Err(AdminError::NotRunning { .. }) => match block_on(join::leave(&config, args.purge, args.force))? {
-            Ok(()) => {}
+    let asked = serde_json::json!({ "force": args.force, "local": args.local });
+    let options = LeaveOptions { purge: args.purge, force: args.force, local: args.local };
+    let told = match block_on(client.post::<serde_json::Value>("/leave", &asked))? {
+        Ok(_) => {
+            // The agent has forgotten; the folder, which its unit mounts, only others can remove.
+            if args.purge {
+                StateDir::at(&config.paths.state_dir).purge().map_err(|error| failed(&error))?;
+            }
+            !args.local
+        }
+        Err(AdminError::NotRunning { .. }) => match block_on(join::leave(&config, options))? {
+            Ok(told) => told,
             Err(LeaveError::NotJoined) => return Err(HostError::NotJoined),
             Err(error) => return Err(failed(&error)),
         },
         Err(error) => return Err(error.into()),
-    }
-    output.show(&serde_json::json!({ "left": true, "purged": args.purge }), || {
-        "left the mesh: its identity is forgotten here and its workloads are withdrawn\n".to_owned()
+    };
+    output.show(&serde_json::json!({ "left": true, "purged": args.purge, "told": told }), || {
+        let elsewhere = if told { "its workloads are withdrawn" } else { "the control plane was not told" };
+        format!("left the mesh: its identity is forgotten here and {elsewhere}\n")
     })?;
     Ok(Exit::Ok)
 }

@@ -48,15 +48,23 @@ pub struct WorkloadReport {
 pub enum ReportError {
     #[error("there is no host {host} here; join again with a new token")]
     UnknownHost { host: String },
-    #[error("the host {host} is {state}: {problem}")]
+    #[error("the host {host} is {state}: {problem}; {}", cure(host, state))]
     Barred { host: String, state: &'static str, problem: String },
     #[error(
-        "a newer agent of host {host} has reported since: this one must stop (are two agents running, or is the \
-         disk a clone?)"
+        "another agent with the identity of host {host} has started since and is heard instead: is there a copy of \
+         this machine? On the copy run `tombolo leave --purge --local` and join with a new token, then restart this \
+         agent"
     )]
     StaleEpoch { host: String },
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+fn cure(host: &str, state: &str) -> String {
+    match state == HostRowState::Locked.as_column() {
+        true => format!("an operator can release it with `tombolo host unlock {host}`"),
+        false => "delete it and join again with a new token".to_owned(),
+    }
 }
 
 impl WriteError for ReportError {

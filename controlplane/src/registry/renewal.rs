@@ -25,8 +25,8 @@ pub enum RenewError {
     Revoked { host: String },
     #[error(
         "two machines use the identity of host {host} (join sequence {presented}, newest is {newest}): a cloned \
-         disk or a restored backup? The host is now locked; leave and join again on the copy, then \
-         `tombolo host unlock {host}`"
+         disk or a restored backup? The host is now locked; on the copy run `tombolo leave --purge --local` and join \
+         with a new token, then release the right one with `tombolo host unlock {host}`"
     )]
     Cloned { host: String, presented: u64, newest: u64 },
     #[error(transparent)]
@@ -66,7 +66,7 @@ async fn judge(write: &mut Write, host: &str, presented: u64, now: SystemTime) -
     }
     let cloned = RenewError::Cloned { host: host.to_owned(), presented, newest: row.int(2)?.cast_unsigned() };
     warn!(host = %host, error = %cloned, "host {host} is locked");
-    hosts::set_state(write, host, HostRowState::Locked, "two machines use its identity (a cloned disk?)").await?;
+    hosts::set_state(write, host, HostRowState::Locked, CLONED).await?;
     audit::record(
         write,
         now,
@@ -75,6 +75,10 @@ async fn judge(write: &mut Write, host: &str, presented: u64, now: SystemTime) -
     .await?;
     Ok(cloned)
 }
+
+/// What operators read of a host that was locked for it.
+const CLONED: &str = "two machines use its identity (a cloned disk?): on the copy run `tombolo leave --purge --local` \
+    and join with a new token";
 
 /// One statement, so that two renewals at once cannot both see the old number.
 const ADVANCE: &str = "UPDATE hosts SET sequence = sequence + 1, previous_sequence = $2 \

@@ -38,7 +38,8 @@ async fn a_lease_lives_by_reports_and_is_fenced_by_the_epoch() {
         lock(store, "web", "admin", now).await.expect("locked");
         took(1, "locked");
         let barred = report(store, "web", &beat(2, Some(true)), LEASE, now + 3 * LEASE).await.expect_err("locked");
-        assert_eq!(barred.to_string(), "the host web is locked: locked by admin");
+        let said = "the host web is locked: locked by admin; an operator can release it with `tombolo host unlock web`";
+        assert_eq!(barred.to_string(), said);
         took(0, "a refused report changes nothing");
     })
     .await;
