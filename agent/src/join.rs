@@ -82,12 +82,15 @@ pub enum LeaveError {
 }
 
 impl JoinError {
-    /// 2 for what was typed wrongly, 1 for everything else.
+    /// 2 for what was typed wrongly, 4 for a token that is refused, 1 for what another time may go well.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) => 2,
+            Self::Usage(_) | Self::Token(_) => 2,
+            Self::Refused {
+                code: Code::Unauthenticated | Code::PermissionDenied | Code::AlreadyExists | Code::InvalidArgument,
+                ..
+            } => 4,
             Self::AlreadyJoined { .. }
-            | Self::Token(_)
             | Self::Unreachable(_)
             | Self::WrongPin { .. }
             | Self::Clock { .. }

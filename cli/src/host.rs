@@ -78,6 +78,8 @@ pub(crate) enum HostError {
     #[error("{0}")]
     Usage(String),
     #[error("{0}")]
+    Refused(String),
+    #[error("{0}")]
     Failed(String),
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -118,6 +120,7 @@ pub(crate) fn run(command: HostCommand, output: Output) -> ExitCode {
             match shown.downcast_ref::<HostError>() {
                 Some(HostError::NotJoined | HostError::OtherMachine(_)) => Exit::NotJoined.into(),
                 Some(HostError::Usage(_)) => Exit::Usage.into(),
+                Some(HostError::Refused(_)) => Exit::Refused.into(),
                 Some(_) | None => Exit::Failed.into(),
             }
         }

@@ -99,6 +99,17 @@ impl Machine {
         Ok(())
     }
 
+    /// A system credential (systemd.exec(5)) that it has from the next boot on.
+    pub fn give_credential(&self, name: &str, text: &str) -> Result<()> {
+        let folder = self.credentials();
+        fs::create_dir_all(&folder)?;
+        Ok(fs::write(folder.join(name), text)?)
+    }
+
+    fn credentials(&self) -> PathBuf {
+        self.host.folder().join("credentials")
+    }
+
     /// Boots, and waits until every unit of the boot has started.
     pub fn power_on(&mut self) -> Result<()> {
         ensure!(self.running.is_none(), "{} is on already", self.host.name());
@@ -147,6 +158,10 @@ impl Machine {
             }
         } else {
             command.arg(bind(&program("tombolo")?, "/usr/bin/tombolo"));
+        }
+        for credential in fs::read_dir(self.credentials()).into_iter().flatten().flatten() {
+            let (name, path) = (credential.file_name(), credential.path());
+            command.arg(format!("--load-credential={}:{}", name.display(), path.display()));
         }
         command.arg("--directory").arg(self.host.folder().join("root")).env_clear().env("PATH", PATH);
         command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1").env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network");

@@ -3,6 +3,7 @@
 //! that nothing passes by not running.
 
 mod copied;
+mod credential;
 mod documents;
 mod loss;
 mod machine;

@@ -21,10 +21,14 @@ fn host_names_are_dns_labels() {
 }
 
 #[test]
-fn what_is_typed_wrongly_is_a_usage_error_and_damage_is_not() {
+fn the_exit_code_says_whether_to_ask_again() {
     assert_eq!(pin("sha256:00").expect_err("too short").exit_code(), 2);
     assert_eq!(check_group("orders").expect_err("no namespace").exit_code(), 2);
-    assert_eq!(JoinError::from(TokenError::Checksum).exit_code(), 1);
+    assert_eq!(JoinError::from(TokenError::Checksum).exit_code(), 2);
+    let refused = |code| call_failed(&Status::new(code, "no")).exit_code();
+    assert_eq!(refused(Code::Unauthenticated), 4, "spent or expired");
+    assert_eq!(refused(Code::ResourceExhausted), 1, "later it may go well");
+    assert_eq!(refused(Code::Unavailable), 1, "later it may go well");
 }
 
 #[test]

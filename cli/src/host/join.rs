@@ -17,6 +17,7 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   tombolo join https://mesh.corp.example --token tmb_…
   tombolo join https://mesh.corp.example --token-file /run/credentials/token --group shop/orders
+  tombolo join --token-file line                the line that `tombolo token create` printed
   vault read -field=token secret/mesh | tombolo join https://mesh.corp.example --token-stdin
 
 The operator gets the whole line from `tombolo token create`. Joining starts nothing without --now.";
@@ -30,8 +31,8 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(crate) struct JoinArgs {
-    /// The control plane, https://HOST[:15012]
-    url: String,
+    /// The control plane, https://HOST[:15012]; not needed when the token comes in the line of `token create`
+    url: Option<String>,
     #[command(flatten)]
     token: TokenArgs,
     /// SHA-256 of the control plane's root certificate, besides what the token holds of it
@@ -63,10 +64,10 @@ struct TokenArgs {
     /// The join token (others on this host can see it in the process list)
     #[arg(long)]
     token: Option<String>,
-    /// A file that holds the join token
+    /// A file that holds the join token, or the whole line that `tombolo token create` printed
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Read the join token from standard input
+    /// Read the same from standard input
     #[arg(long)]
     token_stdin: bool,
 }
@@ -88,9 +89,16 @@ pub(crate) struct LeaveArgs {
 
 pub(super) fn join(args: JoinArgs, output: Output) -> Result<Exit, HostError> {
     let config = args.host.load()?;
+    let given = given(&args.token.read()?);
+    let no_url = || {
+        HostError::Usage(
+            "say where the control plane is: its URL, or with the token the whole line of `tombolo token create`"
+                .to_owned(),
+        )
+    };
     let options = JoinOptions {
-        url: args.url,
-        token: args.token.read()?,
+        url: args.url.or(given.url).ok_or_else(no_url)?,
+        token: given.token,
         ca_pin: args.ca_pin,
         name: args.name,
         groups: args.groups,
@@ -101,7 +109,11 @@ pub(super) fn join(args: JoinArgs, output: Output) -> Result<Exit, HostError> {
         Ok(identity) => identity,
         Err(error) => {
             let text = telemetry::Chain(&error).to_string();
-            return Err(if error.exit_code() == 2 { HostError::Usage(text) } else { HostError::Failed(text) });
+            return Err(match error.exit_code() {
+                2 => HostError::Usage(text),
+                4 => HostError::Refused(text),
+                _ => HostError::Failed(text),
+            });
         }
     };
     if args.now {
@@ -120,6 +132,23 @@ pub(super) fn join(args: JoinArgs, output: Output) -> Result<Exit, HostError> {
         )
     })?;
     Ok(Exit::Ok)
+}
+
+/// What a token came with.
+#[derive(Debug, PartialEq, Eq)]
+struct Given {
+    url: Option<String>,
+    token: String,
+}
+
+/// A bare token, or the line `tombolo join URL --token TOKEN` that `tombolo token create` prints.
+fn given(text: &str) -> Given {
+    match text.split_whitespace().collect::<Vec<_>>().as_slice() {
+        ["tombolo", "join", url, "--token", token] => {
+            Given { url: Some((*url).to_owned()), token: (*token).to_owned() }
+        }
+        _ => Given { url: None, token: text.trim().to_owned() },
+    }
 }
 
 /// What joined stays joined, whatever comes of this.
@@ -189,5 +218,20 @@ impl TokenArgs {
             output::note("read the join token from standard input");
         }
         Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_of_token_create_brings_the_address_too() {
+        let check = |text: &str, url: Option<&str>, token: &str| {
+            assert_eq!(given(text), Given { url: url.map(str::to_owned), token: token.to_owned() }, "{text:?}");
+        };
+        check("tmb_a\n", None, "tmb_a");
+        check("tombolo join https://cp:15012 --token tmb_a\n", Some("https://cp:15012"), "tmb_a");
+        check("tombolo join https://cp:15012", None, "tombolo join https://cp:15012");
     }
 }
