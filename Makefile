@@ -116,13 +116,13 @@ images: tools
 	packaging/images.sh $(or $(PROGRAMS),$(RELEASE)) $(IMAGES)
 
 # KEY=ID signs with that key of GNUPGHOME; without it a key of no worth is made, good for a day. URL is where
-# hosts will find it.
+# hosts will find it. (`make` and not $(MAKE): a line with that in it runs also under `make -n`.)
 REPOSITORY ?= target/repository
 repo: tools
 	@set -e; key="$(KEY)"; \
 	if [ -z "$$key" ]; then export GNUPGHOME=$(abspath target/test-key); key=$$(packaging/test-key.sh); fi; \
 	gpg --batch --yes --output target/archive-key.gpg --export "$$key"; \
-	$(MAKE) --no-print-directory packages ARCHIVE_KEY=target/archive-key.gpg; \
+	make --no-print-directory packages ARCHIVE_KEY=target/archive-key.gpg; \
 	packaging/repo.sh --packages $(PACKAGES) --out $(REPOSITORY) --key "$$key" $(if $(URL),--url $(URL)); \
 	[ -n "$(KEY)" ] || gpgconf --kill gpg-agent
 
