@@ -52,6 +52,8 @@ pub struct Parts {
     pub names: watch::Receiver<NamesStatus>,
     pub proxy: Handle,
     pub registry: Arc<Registry>,
+    /// How many connections the agent that this one took over from has; `None` when it is gone.
+    pub predecessor: watch::Receiver<Option<u64>>,
     /// Set when the agent stops.
     pub stopping: watch::Receiver<bool>,
     pub orders: mpsc::Sender<Order>,
@@ -65,8 +67,19 @@ pub enum Order {
     /// Tell the control plane, stop, and forget the identity. `force` does so also when it cannot be
     /// told; else the agent goes on, and the answer says why. `local` tells nobody.
     Leave { force: bool, local: bool, reply: tokio::sync::oneshot::Sender<Result<(), String>> },
+    /// Start the program that is installed now and give way to it. The answer comes when that one serves.
+    HandOver(tokio::sync::oneshot::Sender<Result<HandedOver, String>>),
     /// Read the configuration again; the answer says what needs a restart.
     Reload(tokio::sync::oneshot::Sender<Result<Vec<String>, String>>),
+}
+
+/// An agent has given way to another process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HandedOver {
+    /// The process that serves now.
+    pub pid: u32,
+    /// How many connections the old one still has. They end by themselves.
+    pub connections: u64,
 }
 
 /// The whole admin API.
@@ -159,6 +172,10 @@ impl Admin {
                 let (reply, told) = tokio::sync::oneshot::channel();
                 let (force, local) = (asked["force"] == true, asked["local"] == true);
                 self.order(Order::Leave { force, local, reply }, told).await
+            }
+            "/hand-over" => {
+                let (reply, done) = tokio::sync::oneshot::channel();
+                self.order(Order::HandOver(reply), done).await
             }
             "/reload" => {
                 let (reply, done) = tokio::sync::oneshot::channel();

@@ -37,6 +37,7 @@ pub struct Config {
     pub admin: Vec<SocketAddr>,
     pub health: Health,
     pub drain_deadline: Duration,
+    pub drain_hand_over: Duration,
     /// 0 is one for every four cores.
     pub workers: usize,
     pub workloads: Vec<WorkloadOverride>,
@@ -218,6 +219,14 @@ impl Config {
 /// Whether a service manager wants to hear from this process (sd_notify(3)).
 pub fn service_manager() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
+/// Set for an agent that takes over from one that runs ([`crate::hand_over`]).
+pub const TAKES_OVER: &str = "TOMBOLO_TAKES_OVER";
+
+/// Whether a running agent started this one to take over from it.
+pub fn takes_over() -> bool {
+    std::env::var_os(TAKES_OVER).is_some()
 }
 
 /// With which status the service's main process has ended, for a command of `ExecStopPost=`

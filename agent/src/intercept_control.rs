@@ -23,6 +23,7 @@ use crate::names::NamesStatus;
 use crate::state::StateDir;
 
 mod controller;
+mod handing_over;
 pub mod plan;
 pub mod self_test;
 pub mod wanted;
@@ -61,6 +62,7 @@ enum Command {
         is_held: bool,
         reply: oneshot::Sender<()>,
     },
+    HandOver(handing_over::Step),
 }
 
 /// What the task is made of.
@@ -76,6 +78,10 @@ pub struct Parts {
     pub tester: Tester,
     /// The owner socket of the agent before this one.
     pub parked: Option<OwnedFd>,
+    /// The service manager has that socket; else the agent before this one has handed it over.
+    pub is_stored: bool,
+    /// How many captured connections the agent before this one still has open; `None` when it is gone.
+    pub predecessor: watch::Receiver<Option<u64>>,
 }
 
 /// The task.
@@ -95,6 +101,10 @@ pub struct Controller {
     parked: bool,
     /// The agent ends: the rules follow nothing any more.
     stopping: bool,
+    /// A new agent is about to take over.
+    shared: bool,
+    /// It writes the rules.
+    paused: bool,
     /// The rules outlive this process, in the service manager's hands.
     held: bool,
 }
@@ -125,6 +135,8 @@ impl Control {
             quieting: false,
             parked: false,
             stopping: false,
+            shared: false,
+            paused: false,
             held: false,
         };
         (control, controller)

@@ -105,6 +105,10 @@ impl Issuance {
     /// Renews until the drain.
     pub async fn run(mut self, mut connected: watch::Receiver<bool>, drain: DrainWatch) {
         let mut changed = self.view.subscribe();
+        // An agent that this one took over from may have counted on.
+        if let Ok(Some(identity)) = self.state.identity() {
+            self.identity = identity;
+        }
         loop {
             let now = SystemTime::now();
             self.follow(now);

@@ -11,6 +11,7 @@ pub mod config;
 pub mod connect;
 pub mod discovery;
 pub mod doctor;
+pub mod hand_over;
 pub mod health;
 pub mod intercept;
 pub mod intercept_control;

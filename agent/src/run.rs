@@ -6,16 +6,20 @@
 //! rules are held) → open ones end or the deadline comes → the rules go → nothing is left.
 //!
 //! A control plane that is away delays nothing of this.
+//!
+//! An agent that takes over from one that runs goes the same way and waits at two places for its turn:
+//! before it writes rules, and before it serves ([`crate::hand_over`]).
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::SpiffeId;
 use arc_swap::ArcSwap;
+use proxy::dns::DnsServer;
 use proxy::drain::{DrainTrigger, DrainWatch, Tasks};
-use proxy::{Attribution, Proxy, View};
+use proxy::{Proxy, View};
 use telemetry::Chain;
 use telemetry::log::LogHandle;
 use telemetry::metrics::Registry;
@@ -28,6 +32,7 @@ use crate::attribute::CgroupAttribution;
 use crate::config::{Config, ConfigError, Sources};
 use crate::connect::{Dial, Link};
 use crate::discovery::{self, Discovery, cache};
+use crate::hand_over::{Predecessor, Program};
 use crate::health::{self, Verdicts};
 use crate::intercept_control::{self, Control, self_test::Tester};
 use crate::issuance::Issuance;
@@ -38,12 +43,17 @@ use crate::state::{HostIdentity, StateDir, StateError, StateLock};
 use crate::systemd::{self, Kept, Parked};
 use crate::{join, machine, memory, obey, workloads};
 
+mod follow;
 mod listeners;
 mod reload;
+mod retire;
 mod stop;
+mod take_over;
 
+use follow::{Attributed, follow_interception, follow_workloads, local_workloads};
 pub(crate) use listeners::own_ports;
-use listeners::{bind_admin, bind_dns, names_config, proxy_config, serve_admin};
+use listeners::{AdminListeners, bind_admin, bind_dns, names_config, park_names, proxy_config, serve_admin};
+use take_over::{Elder, Turn, when};
 
 /// Why the agent cannot start, or not go on.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +80,12 @@ pub enum RunError {
     },
     #[error("the runtime cannot start")]
     Runtime(#[source] std::io::Error),
+    #[error("the sockets of names cannot be kept for the next agent")]
+    Sockets(#[source] std::io::Error),
+    #[error("this program does not know its own file")]
+    Program(#[source] std::io::Error),
+    #[error("the agent that runs does not hand over: {problem}")]
+    TakeOver { problem: String },
 }
 
 /// Looks whether the agent serves by now.
@@ -79,7 +95,25 @@ const STATUS_PERIOD: Duration = Duration::from_secs(5);
 /// Runs the daemon until it is told to stop. Call it once, with `telemetry::nss::pin` and the crypto
 /// provider in place.
 pub fn run(sources: &Sources) -> Result<(), RunError> {
-    let parked = systemd::parked();
+    let broken = |error: std::io::Error| RunError::TakeOver { problem: error.to_string() };
+    let Some((predecessor, parked)) = Predecessor::of_this_process().map_err(broken)? else {
+        return run_after(sources, systemd::parked(), None);
+    };
+    systemd::be_silent();
+    let told = predecessor.another().map_err(broken)?;
+    let ended = run_after(sources, Ok(parked), Some(predecessor));
+    if let Err(error) = &ended {
+        told.failed(Chain(error).to_string());
+    }
+    ended
+}
+
+fn run_after(
+    sources: &Sources,
+    parked: std::io::Result<Parked>,
+    predecessor: Option<Predecessor>,
+) -> Result<(), RunError> {
+    let program = Program::of_this_process().map_err(RunError::Program)?;
     let config = Config::load(sources)?;
     let log = telemetry::log::init(&config.log.settings());
     let log = log.inspect_err(|error| eprint_once(&Chain(error).to_string())).ok();
@@ -93,8 +127,9 @@ pub fn run(sources: &Sources) -> Result<(), RunError> {
     threads.worker_threads(traffic_threads(config.workers)).thread_name("traffic").enable_all();
     let traffic = threads.build().map_err(RunError::Runtime)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
+    let start = Start { config, sources: sources.clone(), log, parked, predecessor, program };
     let on = traffic.handle().clone();
-    let ended = runtime.block_on(async { Agent::start(config, sources.clone(), log, parked, on).await?.serve().await });
+    let ended = runtime.block_on(async { Agent::start(start, on).await?.serve().await });
     runtime.shutdown_timeout(Duration::from_secs(1));
     traffic.shutdown_timeout(Duration::from_secs(1));
     ended
@@ -105,6 +140,16 @@ pub fn run(sources: &Sources) -> Result<(), RunError> {
 fn traffic_threads(wanted: usize) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if wanted > 0 { wanted } else { cores.div_ceil(4) }
+}
+
+/// What an agent begins with.
+struct Start {
+    config: Config,
+    sources: Sources,
+    log: Option<LogHandle>,
+    parked: Parked,
+    predecessor: Option<Predecessor>,
+    program: Program,
 }
 
 /// The running agent.
@@ -118,15 +163,29 @@ struct Agent {
     stopping: watch::Sender<bool>,
     overrides: discovery::Overrides,
     discovery: Arc<std::sync::Mutex<discovery::Holdings>>,
+    unstored: watch::Sender<String>,
     received: View,
     names: Names,
     _resolvers: Follower,
     state: StateDir,
-    _lock: StateLock,
+    /// For a successor: the lock of `state`, and the sockets of names, which wait there for questions.
+    lock: StateLock,
+    names_sockets: Vec<OwnedFd>,
+    program: Program,
+    listeners: Option<AdminListeners>,
+    admin_sockets: Vec<OwnedFd>,
+    /// How far it may go, and the agent before it.
+    turn: watch::Sender<Turn>,
+    predecessor: Option<Predecessor>,
+    elder: Elder,
     /// Ends the data plane.
     traffic: (DrainTrigger, Tasks, DrainWatch),
     /// Ends the lease, first: a report after leaving would bring the workloads back.
     lease: (DrainTrigger, Tasks, DrainWatch),
+    /// Ends what only one process of a host does: renewals, probes, the disk, the watchdog.
+    duties: (DrainTrigger, Tasks, DrainWatch),
+    /// Ends the answers to names.
+    answers: (DrainTrigger, Tasks, DrainWatch),
     /// Ends what talks to the control plane and to the host.
     background: (DrainTrigger, Tasks, DrainWatch),
     /// Ends the admin API, last: whoever asked for the end wants its answer.
@@ -139,27 +198,16 @@ struct Leaving {
     reply: oneshot::Sender<Result<(), String>>,
 }
 
-/// The proxy asks who opened a connection.
-struct Attributed(CgroupAttribution);
-
-impl Attribution for Attributed {
-    fn source(&self, client: SocketAddr, dialled: SocketAddr) -> Option<api::WorkloadUid> {
-        self.0.source(client, dialled)
-    }
-}
-
 impl Agent {
-    async fn start(
-        config: Config,
-        sources: Sources,
-        log: Option<LogHandle>,
-        parked: Parked,
-        traffic_threads: tokio::runtime::Handle,
-    ) -> Result<Self, RunError> {
+    async fn start(start: Start, traffic_threads: tokio::runtime::Handle) -> Result<Self, RunError> {
+        let Start { config, sources, log, parked, predecessor, program } = start;
+        let is_first = predecessor.is_none();
+        let turn = watch::Sender::new(if is_first { Turn::InCharge } else { Turn::Prepare });
+        let elder = Elder::new(!is_first);
         // Who are we?
         let state = StateDir::open(&config.paths.state_dir)?;
         let identity = state.identity()?.ok_or(RunError::NotJoined)?;
-        let lock = state.lock()?;
+        let lock = parked.lock.map_or_else(|| state.lock(), |held| Ok(StateLock::from(held)))?;
         let identity = bound(&state, identity)?;
         let unusable = |problem: String| RunError::Identity { problem };
         let host =
@@ -181,7 +229,8 @@ impl Agent {
         let attribution = Arc::new(Attributed(CgroupAttribution::new(local_workloads(&view))));
         let proxy = {
             let _here = traffic_threads.enter();
-            Proxy::bind(proxy_config(&config), view.clone(), credentials.clone(), attribution.clone(), &mut registry)
+            let (settings, given) = (proxy_config(&config), parked.traffic);
+            Proxy::bind(settings, given, view.clone(), credentials.clone(), attribution.clone(), &mut registry)
                 .await
                 .map_err(RunError::Proxy)?
         };
@@ -191,6 +240,7 @@ impl Agent {
             own: config.dns.listen.clone(),
         });
         let dns = bind_dns(&config, parked.names, &resolvers, &view, &mut registry).await?;
+        let names_sockets = dns.as_ref().map_or(Ok(vec![]), DnsServer::copies).map_err(RunError::Sockets)?;
         let ports = own_ports(&proxy.handle(), &config);
         let names = Names::spawn(names_config(&config, dns.as_ref()), resolvers.resolvers(), view.clone());
         let registry = Arc::new(registry);
@@ -199,6 +249,8 @@ impl Agent {
         let (traffic, background, api) = (proxy::drain::channel(), proxy::drain::channel(), proxy::drain::channel());
         let (serving, tasks, api_tasks) = (Tasks::new(), Tasks::new(), Tasks::new());
         let (lease, lease_tasks) = (proxy::drain::channel(), Tasks::new());
+        let (duties, duty_tasks) = (proxy::drain::channel(), Tasks::new());
+        let (answers, answer_tasks) = (proxy::drain::channel(), Tasks::new());
         let url = config.control_plane.url.as_deref().unwrap_or(&identity.control_plane);
         let link = Link::new(&config, Dial::new(&config, url).map_err(unusable)?, host, credentials.clone());
         let stream = Discovery::new(
@@ -230,6 +282,8 @@ impl Agent {
                 registry: registry.clone(),
             },
             parked: parked.rules,
+            is_stored: is_first,
+            predecessor: elder.open(),
         });
         let intercepting = watch::Sender::new(false);
         let (published, stopping) = (watch::Sender::new(Arc::new(config.clone())), watch::Sender::new(false));
@@ -250,27 +304,30 @@ impl Agent {
             proxy: proxy.handle(),
             registry,
             stopping: stopping.subscribe(),
+            predecessor: elder.open(),
             orders: orders_in,
         });
 
         // The admin API before traffic: a second agent on this host fails here, harming nothing.
-        let admin = bind_admin(&config).await?;
+        let listeners = bind_admin(&config, parked.admin, is_first).await?;
         let handle = proxy.handle();
+        let (charge, rules) = (Turn::InCharge, Turn::Rules);
         {
             let _here = traffic_threads.enter();
-            serving.spawn(proxy.run(traffic.1.clone()));
+            serving.spawn(when(&turn, charge, proxy.run(traffic.1.clone())));
         }
         if let Some(dns) = dns {
             // As long as there is an agent: programs ask for names until it is gone.
-            tasks.spawn(dns.run(background.1.clone()));
+            answer_tasks.spawn(when(&turn, charge, dns.run(answers.1.clone())));
         }
-        let drain = background.1.clone();
+        let (drain, duty) = (background.1.clone(), duties.1.clone());
         tasks.spawn(stream.run(drain.clone()));
-        tasks.spawn(obey::run(received.clone(), view.clone(), control.clone(), drain.clone()));
+        tasks.spawn(when(&turn, rules, obey::run(received.clone(), view.clone(), control.clone(), drain.clone())));
         let changes = received.subscribe();
-        tasks.spawn(cache::run(state.clone(), holdings.clone(), credentials, changes, unstored, drain.clone()));
-        tasks.spawn(issuance.run(link.connected(), drain.clone()));
-        tasks.spawn(health::run(view.clone(), verdicts.clone(), config.health.exec, drain.clone()));
+        let kept = cache::run(state.clone(), holdings.clone(), credentials, changes, unstored.clone(), duty.clone());
+        duty_tasks.spawn(when(&turn, charge, kept));
+        duty_tasks.spawn(when(&turn, charge, issuance.run(link.connected(), duty.clone())));
+        duty_tasks.spawn(health::run(view.clone(), verdicts.clone(), config.health.exec, duty.clone()));
         let report = register::Sources {
             view: view.clone(),
             health: verdicts.subscribe(),
@@ -278,14 +335,14 @@ impl Agent {
             discovery: discovery_state,
             advertise: identity.advertise.clone(),
         };
-        lease_tasks.spawn(register::run(link.clone(), report, reports, lease.1.clone()));
+        lease_tasks.spawn(when(&turn, charge, register::run(link.clone(), report, reports, lease.1.clone())));
         tasks.spawn(follow_workloads(view, attribution, drain.clone()));
-        tasks.spawn(follow_interception(control, intercepting, drain.clone()));
+        duty_tasks.spawn(when(&turn, rules, follow_interception(control, intercepting, duty.clone())));
         tasks.spawn(memory::keep_small(drain.clone()));
-        tasks.spawn(systemd::watchdog(move || handle.alive(), stopping.subscribe(), drain.clone()));
-        serve_admin(admin, &parts, &api_tasks, &api.1);
+        let watchdog = systemd::watchdog(move || handle.alive(), stopping.subscribe(), duty);
+        duty_tasks.spawn(when(&turn, charge, watchdog));
         let (stop_control, control_stops) = oneshot::channel();
-        let control = (stop_control, tokio::spawn(controller.run(control_stops)));
+        let control = (stop_control, tokio::spawn(when(&turn, rules, controller.run(control_stops))));
         Ok(Self {
             config,
             sources,
@@ -296,13 +353,23 @@ impl Agent {
             stopping,
             overrides,
             discovery: holdings,
+            unstored,
             received,
             names,
             _resolvers: resolvers,
             state,
-            _lock: lock,
+            lock,
+            names_sockets,
+            program,
+            listeners: Some(listeners),
+            admin_sockets: vec![],
+            turn,
+            predecessor,
+            elder,
             traffic: (traffic.0, serving, traffic.1),
             lease: (lease.0, lease_tasks, lease.1),
+            duties: (duties.0, duty_tasks, duties.1),
+            answers: (answers.0, answer_tasks, answers.1),
             background: (background.0, tasks, background.1),
             admin: (api.0, api_tasks, api.1),
             control,
@@ -317,6 +384,7 @@ impl Agent {
         let mut check = tokio::time::interval(READY_CHECK);
         let mut was_ready = false;
         let mut said = String::new();
+        self.begin().await?;
         let leave = loop {
             tokio::select! {
                 _ = terminate.recv() => break None,
@@ -333,6 +401,14 @@ impl Agent {
                             Ok(()) | Err(_) => break Some(Leaving { reply }),
                         }
                     }
+                    Some(Order::HandOver(reply)) => match self.hand_over(&mut terminate).await {
+                        Ok(successor) => return self.retire(successor, reply, terminate, interrupt).await,
+                        Err(error) => {
+                            let problem = Chain(&error).to_string();
+                            warn!(error = problem, "this agent goes on as it was");
+                            let _ = reply.send(Err(problem));
+                        }
+                    },
                     Some(Order::Reload(reply)) => {
                         let done = self.reload().await;
                         // Whoever asked may have gone.
@@ -387,35 +463,6 @@ fn bound(state: &StateDir, identity: HostIdentity) -> Result<HostIdentity, State
     let identity = HostIdentity { machine: here, ..identity };
     state.set_identity(&identity)?;
     Ok(identity)
-}
-
-fn local_workloads(view: &View) -> Vec<api::LocalWorkload> {
-    view.load().host().map(|host| host.workloads.clone()).unwrap_or_default()
-}
-
-/// Which processes are whose, as the snapshot says.
-async fn follow_workloads(view: View, attribution: Arc<Attributed>, drain: DrainWatch) {
-    let mut changed = view.subscribe();
-    loop {
-        attribution.0.update(local_workloads(&view));
-        tokio::select! {
-            news = changed.changed() => if news.is_err() { return },
-            () = drain.signaled() => return,
-        }
-    }
-}
-
-/// Whether interception is on, for the lease.
-async fn follow_interception(control: Control, intercepting: watch::Sender<bool>, drain: DrainWatch) {
-    let mut state = control.subscribe();
-    loop {
-        let on = state.borrow_and_update().state != api::admin::InterceptState::Off;
-        intercepting.send_if_modified(|known| std::mem::replace(known, on) != on);
-        tokio::select! {
-            news = state.changed() => if news.is_err() { return },
-            () = drain.signaled() => return,
-        }
-    }
 }
 
 /// Logging itself cannot be set up: the one line that does not go through it.

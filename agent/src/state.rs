@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -26,7 +27,20 @@ pub struct StateDir {
 
 /// Held while an agent runs, so that no second one writes the same folder.
 #[derive(Debug)]
-pub struct StateLock(#[expect(dead_code, reason = "the lock lives as long as the open file")] fs::File);
+pub struct StateLock(fs::File);
+
+/// From an agent that holds it: the lock is that of the open file, which both then have.
+impl From<OwnedFd> for StateLock {
+    fn from(held: OwnedFd) -> Self {
+        Self(held.into())
+    }
+}
+
+impl AsFd for StateLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 /// Who this host is, as `tombolo join` learned it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,6 +3,7 @@
 //!
 //! sd-notify speaks the protocol, because libsystemd cannot be linked statically.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use proxy::drain::DrainWatch;
@@ -16,6 +17,8 @@ mod store;
 pub use ending::{Ending, ending};
 pub use store::{Kept, Parked, park, parked, unpark};
 
+/// The service manager listens to the service's main process alone.
+static SPEAKS: AtomicBool = AtomicBool::new(true);
 /// The watchdog is fed at most this long after the accept loops last ran.
 const LATEST_HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -34,6 +37,27 @@ pub fn stopping(deadline: Duration) {
     let micros = u32::try_from((deadline + Duration::from_secs(5)).as_micros()).unwrap_or(u32::MAX);
     let states = [NotifyState::Stopping, NotifyState::Status("draining"), NotifyState::ExtendTimeoutUsec(micros)];
     tell(&states);
+}
+
+/// Another process of the service speaks to the service manager: nothing is said until [`speak`].
+pub fn be_silent() {
+    SPEAKS.store(false, Ordering::Relaxed);
+}
+
+/// This process is the service's main process from here on.
+pub fn speak() {
+    SPEAKS.store(true, Ordering::Relaxed);
+}
+
+/// Whether the service manager listens to this process.
+pub fn speaks() -> bool {
+    SPEAKS.load(Ordering::Relaxed)
+}
+
+/// The service's main process is `pid`, and this one is silent.
+pub fn give_way_to(pid: u32) {
+    tell(&[NotifyState::MainPid(pid), NotifyState::Watchdog]);
+    be_silent();
 }
 
 /// Feeds the watchdog as long as the data path moves: `alive` says when its slowest loop last ran.
@@ -57,12 +81,15 @@ pub async fn watchdog(alive: impl Fn() -> Instant, stopping: watch::Receiver<boo
     }
 }
 
-/// Whether a service manager listens.
+/// Whether a service manager started this agent.
 pub fn is_managed() -> bool {
     managed()
 }
 
 fn tell(states: &[NotifyState<'_>]) {
+    if !speaks() {
+        return;
+    }
     if let Err(error) = sd_notify::notify(states) {
         debug!(%error, "the service manager does not listen");
     }

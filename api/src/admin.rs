@@ -36,6 +36,9 @@ pub struct AgentStatus {
     pub interception: InterceptView,
     pub workloads: Vec<LocalWorkloadView>,
     pub connections_open: u64,
+    /// Connections that are still open in the process that this one has taken over from; none when that has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draining: Option<u64>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

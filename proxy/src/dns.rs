@@ -13,7 +13,7 @@ mod metrics;
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -112,9 +112,10 @@ impl DnsServer {
         Ok(Self { sockets, shared: Arc::new(shared) })
     }
 
-    /// The sockets, for the program that serves after this one.
-    pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.sockets.iter().flat_map(|(udp, tcp)| [udp.as_fd(), tcp.as_fd()])
+    /// Copies of the sockets, for the program that serves after this one.
+    pub fn copies(&self) -> io::Result<Vec<OwnedFd>> {
+        let sockets = self.sockets.iter().flat_map(|(udp, tcp)| [udp.as_fd(), tcp.as_fd()]);
+        sockets.map(|socket| socket.try_clone_to_owned()).collect()
     }
 
     /// The addresses served, each over UDP and TCP.

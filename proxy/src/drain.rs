@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// Starts the drain. Dropping it without a drain ends the work by force.
 #[derive(Debug)]
@@ -47,9 +47,15 @@ impl DrainTrigger {
     /// Tells every watch to take no new work, waits until all are dropped, and after `deadline` ends
     /// what is left by force.
     pub async fn drain(self, deadline: Duration) -> Drained {
+        self.drain_until(sleep(deadline)).await
+    }
+
+    /// As [`DrainTrigger::drain`], until `deadline` completes.
+    pub async fn drain_until(self, deadline: impl Future<Output = ()>) -> Drained {
         self.0.send_replace(Phase::Drain);
-        if timeout(deadline, self.0.closed()).await.is_ok() {
-            return Drained::Finished;
+        tokio::select! {
+            () = self.0.closed() => return Drained::Finished,
+            () = deadline => {}
         }
         self.0.send_replace(Phase::Force);
         // Aborted tasks end at their next poll; a watch that somebody keeps must not hang the program.

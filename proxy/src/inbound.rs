@@ -14,6 +14,7 @@ pub(crate) mod stream;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -78,11 +79,11 @@ pub(crate) enum DialError {
 impl Listeners {
     /// Opens the tunnel listeners, and those for plaintext if this process may have transparent
     /// sockets.
-    pub(crate) fn bind(config: &Config) -> Result<Self, BindError> {
+    pub(crate) fn bind(config: &Config, given: &mut Vec<OwnedFd>) -> Result<Self, BindError> {
         let (inbound, sockets) = (&config.inbound, &config.sockets);
-        let tunnels = Listener::bind_all(&inbound.listen, "tunnels of peers", Listening::Plain, sockets)?;
+        let tunnels = Listener::bind_all(&inbound.listen, "tunnels of peers", Listening::Plain, sockets, given)?;
         let purpose = "observed plaintext";
-        let plaintext = Listener::bind_all(&inbound.plaintext_listen, purpose, Listening::Transparent, sockets);
+        let plaintext = Listener::bind_all(&inbound.plaintext_listen, purpose, Listening::Transparent, sockets, given);
         let plaintext = match plaintext {
             Ok(plaintext) => plaintext,
             Err(error) if error.source.kind() == io::ErrorKind::PermissionDenied => {
@@ -92,6 +93,10 @@ impl Listeners {
             Err(error) => return Err(error),
         };
         Ok(Self { tunnels, plaintext })
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Listener> {
+        self.tunnels.iter().chain(&self.plaintext)
     }
 
     pub(crate) fn tunnels(&self) -> Vec<SocketAddr> {
@@ -271,3 +276,8 @@ impl Drop for HandshakeGuard {
         self.0.in_progress.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+/// A peer that has just shaken hands may ask for what it did so for, also when a drain has begun: ended
+/// before, its request would fail. The question is one trip away, or one retransmission. On older connections
+/// an end is what peers are made for: they ask again elsewhere.
+pub(crate) const FIRST_QUESTION: Duration = Duration::from_secs(1);

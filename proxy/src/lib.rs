@@ -23,6 +23,7 @@ mod testing;
 pub mod view;
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -40,7 +41,7 @@ pub use view::View;
 use drain::DrainWatch;
 use hbone::pool::Pool;
 use inbound::Inbound;
-use listener::Heartbeats;
+use listener::{Heartbeats, Sockets};
 use metrics::Metrics;
 use net::socket::{OriginalDestination, Redirected};
 use outbound::Outbound;
@@ -72,6 +73,7 @@ pub struct Handle {
     heartbeats: Heartbeats,
     transparent: Arc<AtomicBool>,
     addresses: Arc<Addresses>,
+    sockets: Arc<Sockets>,
 }
 
 /// Where the proxy listens, with the ports that the kernel chose where 0 was asked for.
@@ -84,29 +86,32 @@ pub struct Addresses {
 }
 
 impl Proxy {
-    /// Opens every listener. Nothing is accepted before [`Proxy::run`], but the kernel queues. Needs a
+    /// Opens every listener, or takes a socket of `given` that listens where it is to ([`Handle::sockets`]
+    /// of an earlier process). Nothing is accepted before [`Proxy::run`], but the kernel queues. Needs a
     /// running tokio runtime.
     pub async fn bind(
         config: Config,
+        given: Vec<OwnedFd>,
         view: View,
         credentials: Credentials,
         attribution: Arc<dyn Attribution>,
         registry: &mut Registry,
     ) -> Result<Self, BindError> {
-        Self::bind_with(config, view, credentials, attribution, registry, Arc::new(Redirected))
+        Self::bind_with(config, given, view, credentials, attribution, registry, Arc::new(Redirected))
     }
 
     /// As [`Proxy::bind`], with another source of original destinations than the kernel's.
     pub(crate) fn bind_with(
         config: Config,
+        mut given: Vec<OwnedFd>,
         view: View,
         credentials: Credentials,
         attribution: Arc<dyn Attribution>,
         registry: &mut Registry,
         original_destination: Arc<dyn OriginalDestination>,
     ) -> Result<Self, BindError> {
-        let outbound_listeners = Outbound::bind(&config)?;
-        let inbound_listeners = inbound::Listeners::bind(&config)?;
+        let outbound_listeners = Outbound::bind(&config, &mut given)?;
+        let inbound_listeners = inbound::Listeners::bind(&config, &mut given)?;
         let observers = Observers::new(Metrics::register(registry));
         let addresses = Addresses {
             outbound: outbound_listeners.iter().map(|listener| listener.address).collect(),
@@ -140,6 +145,7 @@ impl Proxy {
             heartbeats: Heartbeats::new(),
             transparent: Arc::default(),
             addresses: Arc::new(addresses),
+            sockets: Arc::new(Sockets::of(outbound_listeners.iter().chain(inbound_listeners.all()))),
         };
         let inbound = inbound::Shared::new(
             config.clone(),
@@ -212,6 +218,12 @@ impl Handle {
 
     pub fn addresses(&self) -> &Addresses {
         &self.addresses
+    }
+
+    /// Copies of the sockets that connections are accepted from, for a process that is to accept from them
+    /// too. None once the drain has begun.
+    pub fn sockets(&self) -> std::io::Result<Vec<OwnedFd>> {
+        self.sockets.copies()
     }
 
     /// Keeps the byte counters of long connections fresh. Runs until it is dropped.

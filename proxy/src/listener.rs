@@ -1,13 +1,15 @@
 //! One accept loop for every listener: accepts until the drain begins, and says that it is alive.
 //!
-//! `outbound.rs` and `inbound.rs` bind and run it. It knows nothing of what it accepts. A host that is
+//! `outbound.rs` and `inbound.rs` bind and run it. A socket that an earlier process listens on can be
+//! given instead of bound: what waits in its queue is then taken by either. It knows nothing of what it accepts. A host that is
 //! out of file descriptors waits a moment and goes on; it never gives the listener up.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
@@ -40,22 +42,27 @@ pub(crate) struct Heartbeats {
 pub(crate) struct Listener {
     pub(crate) purpose: &'static str,
     pub(crate) address: SocketAddr,
-    socket: TcpListener,
+    socket: Arc<TcpListener>,
 }
 
+/// Listening sockets, as long as they are accepted from.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sockets(Vec<Weak<TcpListener>>);
+
 impl Listener {
-    /// Binds every address that this host has. Families that the kernel lacks are left out, as long as
-    /// one address remains; `[::]` becomes 0.0.0.0.
+    /// Binds every address that this host has, or takes a socket of `given` that listens there already.
+    /// Families that the kernel lacks are left out, as long as one address remains; `[::]` becomes 0.0.0.0.
     pub(crate) fn bind_all(
         addresses: &[SocketAddr],
         purpose: &'static str,
         kind: Listening,
         config: &SocketConfig,
+        given: &mut Vec<OwnedFd>,
     ) -> Result<Vec<Self>, BindError> {
         let mut bound = Vec::new();
         let mut missing = None;
         for address in addresses {
-            match Self::bind(*address, purpose, kind, config) {
+            match Self::bind(*address, purpose, kind, config, given) {
                 Ok(listener) => bound.push(listener),
                 Err(error) if lacks_family(&error) => {
                     info!(%address, "this host has no such address family, {purpose} is without it");
@@ -67,7 +74,7 @@ impl Listener {
         match missing {
             Some(BindError { address, .. }) if bound.is_empty() && address.ip().is_unspecified() => {
                 let any = SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), address.port());
-                Ok(vec![Self::bind(any, purpose, kind, config)?])
+                Ok(vec![Self::bind(any, purpose, kind, config, given)?])
             }
             Some(error) if bound.is_empty() => Err(error),
             Some(_) | None => Ok(bound),
@@ -79,8 +86,13 @@ impl Listener {
         purpose: &'static str,
         kind: Listening,
         config: &SocketConfig,
+        given: &mut Vec<OwnedFd>,
     ) -> Result<Self, BindError> {
-        let bound = socket::listen(address, kind, config).and_then(|socket| Ok((socket.local_addr()?, socket)));
+        let socket = match socket::take_listening(given, address) {
+            Some(socket) => TcpListener::from_std(socket.into()),
+            None => socket::listen(address, kind, config),
+        };
+        let bound = socket.and_then(|socket| Ok((socket.local_addr()?, Arc::new(socket))));
         let (address, socket) = bound.map_err(|source| BindError { address, purpose, source })?;
         Ok(Self { purpose, address, socket })
     }
@@ -121,6 +133,17 @@ impl Listener {
                 }
             }
         }
+    }
+}
+
+impl Sockets {
+    pub(crate) fn of<'a>(listeners: impl Iterator<Item = &'a Listener>) -> Self {
+        Self(listeners.map(|listener| Arc::downgrade(&listener.socket)).collect())
+    }
+
+    /// Copies of those that are still accepted from.
+    pub(crate) fn copies(&self) -> io::Result<Vec<OwnedFd>> {
+        self.0.iter().filter_map(Weak::upgrade).map(|socket| socket.as_fd().try_clone_to_owned()).collect()
     }
 }
 

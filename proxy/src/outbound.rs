@@ -8,6 +8,7 @@ pub mod decide;
 mod load;
 
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use identity::Credentials;
@@ -45,8 +46,8 @@ pub(crate) struct Shared {
 }
 
 impl Outbound {
-    pub(crate) fn bind(config: &Config) -> Result<Vec<Listener>, BindError> {
-        Listener::bind_all(&config.outbound.listen, "outbound connections", Listening::Plain, &config.sockets)
+    pub(crate) fn bind(config: &Config, given: &mut Vec<OwnedFd>) -> Result<Vec<Listener>, BindError> {
+        Listener::bind_all(&config.outbound.listen, "outbound connections", Listening::Plain, &config.sockets, given)
     }
 
     pub(crate) fn new(listeners: Vec<Listener>, shared: Shared) -> Self {

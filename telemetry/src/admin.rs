@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-pub use listener::{BindError, Listener, UnixSocket};
+pub use listener::{BindError, Listener, UnixSocket, Unplaced, refuse_unless_stale};
 
 /// Largest request body that is read; a longer one is answered 413.
 pub const BODY_LIMIT_BYTES: usize = 1024 * 1024;

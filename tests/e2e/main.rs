@@ -4,6 +4,7 @@
 mod bad_input;
 mod connect;
 mod enrolment;
+mod hand_over;
 mod hostile;
 mod intercept;
 mod metrics;

@@ -54,6 +54,8 @@ pub struct Host {
     agent: Option<Daemon>,
     namespace: Namespace,
     programs: Option<PathBuf>,
+    /// `NOTIFY_SOCKET` of its agent.
+    notify: Option<PathBuf>,
     folder: PathBuf,
 }
 
@@ -215,7 +217,8 @@ impl Estate {
         let folder = self.folder.path().join(name);
         std::fs::create_dir(&folder)?;
         let programs = self.programs.clone();
-        let host = Host { name: name.to_owned(), address, address6, agent: None, namespace, programs, folder };
+        let host =
+            Host { name: name.to_owned(), address, address6, agent: None, namespace, programs, notify: None, folder };
         host.write_config(&spec.config)?;
         Ok(host)
     }
@@ -300,7 +303,12 @@ impl Host {
 
     /// A `tombolo` command on this host.
     pub fn tombolo(&self, args: &[&str]) -> Result<Output> {
-        let mut command = self.namespace.command_in_net_only(&self.program()?);
+        self.tombolo_from(&self.program()?, args)
+    }
+
+    /// The same with another program than its own.
+    pub fn tombolo_from(&self, program: &str, args: &[&str]) -> Result<Output> {
+        let mut command = self.namespace.command_in_net_only(program);
         command.args(args).arg("--config").arg(self.config_file());
         finish(command, Duration::from_secs(60))
     }
@@ -326,6 +334,7 @@ impl Host {
     pub fn launch_agent(&mut self) -> Result<()> {
         let mut command = self.namespace.command_in_net_only(&self.program()?);
         command.args(["agent", "--config"]).arg(self.config_file());
+        command.envs(self.notify.iter().map(|socket| ("NOTIFY_SOCKET", socket)));
         self.agent = Some(Daemon::start("agent", command, &self.folder.join("agent.log"))?);
         Ok(())
     }
@@ -345,6 +354,11 @@ impl Host {
         });
         self.agent = Some(daemon);
         Ok(())
+    }
+
+    /// From its next start its agent has a service manager there.
+    pub fn notify(&mut self, socket: &Path) {
+        self.notify = Some(socket.to_owned());
     }
 
     /// SIGTERM, and the exit code.

@@ -11,6 +11,7 @@ pub mod document;
 pub mod estate;
 pub mod fleet;
 pub mod machine;
+pub mod manager;
 pub mod netns;
 pub mod postgres;
 pub mod repository;

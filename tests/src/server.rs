@@ -27,6 +27,11 @@ impl Host {
         self.application(&["http", &format!("[::]:{port}"), name], &format!("http-{port}"), Some(uid))
     }
 
+    /// Puts load on something until it is ended: `ask`, `stream` or `resolve` of `testhost`.
+    pub fn load(&self, arguments: &[&str]) -> Result<Daemon> {
+        self.application(arguments, &arguments.join("-").replace([':', '/'], "-"), None)
+    }
+
     fn application(&self, arguments: &[&str], name: &str, uid: Option<u32>) -> Result<Daemon> {
         let log = self.folder().join(format!("{name}.log"));
         let program = program("testhost")?.display().to_string();

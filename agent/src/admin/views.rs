@@ -43,6 +43,7 @@ pub(super) fn status(parts: &Parts) -> AgentStatus {
         interception: intercept(parts),
         workloads: workloads(parts),
         connections_open: parts.proxy.open(),
+        draining: *parts.predecessor.borrow(),
     }
 }
 

@@ -54,6 +54,7 @@ pub(super) fn check(raw: &RawConfig, effective: &[Effective], mistakes: &mut Vec
         admin: on.addresses("admin.listen", &raw.admin.listen, Reach::Loopback),
         health: Health { exec: raw.health.exec },
         drain_deadline: on.duration("drain.deadline", &raw.drain.deadline, Duration::ZERO..=HOUR),
+        drain_hand_over: on.duration("drain.hand_over", &raw.drain.hand_over, Duration::ZERO..=30 * 24 * HOUR),
         workers: on.count("runtime.workers", raw.runtime.workers, 0..=256),
         workloads: workloads(&raw.workload, &mut on),
         effective: effective.to_vec(),

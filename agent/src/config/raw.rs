@@ -182,6 +182,8 @@ pub struct RawHealth {
 pub struct RawDrain {
     /// How long open connections may take to finish when the agent stops. Up to 1 h.
     pub deadline: String,
+    /// How long connections may go on in the agent's earlier process after an upgrade. Up to 30 days.
+    pub hand_over: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -318,7 +320,7 @@ impl Default for RawHealth {
 
 impl Default for RawDrain {
     fn default() -> Self {
-        Self { deadline: "5s".into() }
+        Self { deadline: "5s".into(), hand_over: "24h".into() }
     }
 }
 

@@ -81,7 +81,7 @@ pub async fn run(
 }
 
 /// Answers whether it is on disk.
-async fn write(
+pub(crate) async fn write(
     state: &StateDir,
     holdings: &Arc<Mutex<Holdings>>,
     credentials: &Credentials,

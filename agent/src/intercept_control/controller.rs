@@ -27,6 +27,8 @@ const FAILED_TESTS: u32 = 2;
 const RETRY: Duration = Duration::from_secs(1);
 /// How long switching on waits until mesh names are asked for: systemd-resolved takes some 100 ms.
 const NAMES_LIMIT: Duration = Duration::from_secs(5);
+/// While a new agent takes over.
+const CHANGES_HANDS: &str = "a new agent is taking over from this one: try again in a moment";
 /// Between looks whether the last captured connection has ended, after switching off.
 const QUIET_CHECK: Duration = Duration::from_millis(500);
 
@@ -90,6 +92,7 @@ impl Controller {
         match command {
             Command::Intercept(command, reply) => {
                 let done = match command {
+                    _ if self.shared => Err(CHANGES_HANDS.to_owned()),
                     InterceptCommand::On { confirm_within_s } => self.switch_on(confirm_within_s).await,
                     InterceptCommand::Confirm => self.confirm(),
                     InterceptCommand::Off => self.switch_off(),
@@ -115,6 +118,7 @@ impl Controller {
                 }
                 let _ = reply.send(());
             }
+            Command::HandOver(step) => self.hand_over(step),
         }
     }
 
@@ -212,8 +216,8 @@ impl Controller {
     }
 
     /// Makes the kernel's rules what the snapshot wants now, if interception is on.
-    fn follow(&mut self) {
-        if self.state.borrow().state == InterceptState::Off || self.stopping {
+    pub(super) fn follow(&mut self) {
+        if self.state.borrow().state == InterceptState::Off || self.stopping || self.paused {
             return;
         }
         let names = self.parts.names.borrow().via.clone();
@@ -266,17 +270,20 @@ impl Controller {
             warn!(error = %Chain(error), "the held rules cannot be taken over: they go, and are written anew");
             systemd::unpark(Kept::Rules);
         }
-        self.parked = opened.is_ok();
+        let hold = self.parts.settings.on_agent_loss == config::OnAgentLoss::Hold;
+        // From another agent's hands it may be stored or not: to be stored it is given again, which is no harm.
+        self.parked = opened.is_ok() && (self.parts.is_stored || !hold);
         opened.ok()
     }
 
     /// `hold` parks the owner socket with the service manager; `block` writes its own table.
     fn keep_on_loss(&mut self, wanted: &Wanted) {
         let on_loss = self.parts.settings.on_agent_loss;
-        if on_loss != config::OnAgentLoss::Hold && std::mem::take(&mut self.parked) {
+        if on_loss != config::OnAgentLoss::Hold && systemd::speaks() && std::mem::take(&mut self.parked) {
             systemd::unpark(Kept::Rules);
         }
-        if let (config::OnAgentLoss::Hold, Some(interception), false) = (on_loss, &self.interception, self.parked) {
+        let to_be_parked = !self.parked && systemd::speaks();
+        if let (config::OnAgentLoss::Hold, Some(interception), true) = (on_loss, &self.interception, to_be_parked) {
             self.parked = true;
             if let Err(error) = systemd::park(Kept::Rules, [interception.as_fd()]) {
                 warn!(%error, "the rules cannot be held over a restart: the service manager does not take their socket");
@@ -301,7 +308,7 @@ impl Controller {
     }
 
     fn refresh_cgroups(&mut self) {
-        let Some(interception) = &mut self.interception else { return };
+        let Some(interception) = self.interception.as_mut().filter(|_| !self.paused) else { return };
         match interception.refresh_cgroups() {
             Ok(false) => {}
             Ok(true) => tracing::debug!("excluded units were found again"),
@@ -311,10 +318,8 @@ impl Controller {
 
     /// Puts the rules back where somebody else changed them.
     fn verify(&mut self) {
-        let Some(interception) = self.interception.as_mut().filter(|interception| interception.applied().is_some())
-        else {
-            return;
-        };
+        let (is_ours, applied) = (!self.paused, |interception: &&mut Interception| interception.applied().is_some());
+        let Some(interception) = self.interception.as_mut().filter(|_| is_ours).filter(applied) else { return };
         let differences = match interception.verify() {
             Ok(differences) => differences,
             Err(error) => vec![Chain(&error).to_string()],
@@ -357,7 +362,7 @@ impl Controller {
     }
 
     fn end_quiet(&mut self) {
-        if self.parts.proxy.open() == 0 {
+        if self.parts.proxy.open() == 0 && self.parts.predecessor.borrow().is_none() {
             self.quieting = false;
             self.remove();
         }

@@ -6,6 +6,7 @@ use api::admin::InterceptCommand;
 use api::wire::tombolo::LeaveRequest;
 use api::wire::tombolo::enrolment_client::EnrolmentClient;
 use proxy::drain::{DrainTrigger, DrainWatch, Drained, Tasks};
+use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use super::{Agent, Leaving, RunError};
@@ -16,8 +17,10 @@ use crate::systemd::{self, Ending};
 
 /// How long an agent that stops waits for the control plane to hear of it.
 const WITHDRAW_LIMIT: Duration = Duration::from_secs(2);
+/// How much later than this one the agent before it may end.
+const ELDER_LIMIT: Duration = Duration::from_secs(2);
 /// How long tasks that serve nobody may take to end.
-const TASKS_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const TASKS_LIMIT: Duration = Duration::from_secs(5);
 
 impl Agent {
     /// From not ready to nothing left. Whoever leaves has told the control plane already.
@@ -27,6 +30,7 @@ impl Agent {
         self.stopping.send_replace(true);
         systemd::stopping(deadline);
         let is_held = leaving.is_none() && self.comes_back_soon().await;
+        self.elder.stop();
         end(self.lease, TASKS_LIMIT).await;
         if leaving.is_none()
             && let Err(problem) = withdraw(&self.parts.link).await
@@ -38,7 +42,9 @@ impl Agent {
             true => self.names.hand_over(),
             false => self.names.stop().await,
         }
-        if end(self.traffic, deadline).await == Drained::Forced {
+        // The agent before this one has captured connections too: rules and names stay until it has ended.
+        let (drained, ()) = tokio::join!(end(self.traffic, deadline), self.elder.ended(deadline + ELDER_LIMIT));
+        if drained == Drained::Forced {
             warn!("connections were still open at the deadline and are cut");
         }
         let (stop_control, control) = self.control;
@@ -46,7 +52,7 @@ impl Agent {
         if let Err(error) = control.await {
             error!(%error, "interception did not end as it should");
         }
-        end(self.background, TASKS_LIMIT).await;
+        tokio::join!(end(self.answers, TASKS_LIMIT), end(self.duties, TASKS_LIMIT), end(self.background, TASKS_LIMIT));
         let mut forgotten = Ok(());
         if let Some(Leaving { reply }) = leaving {
             forgotten = self.state.forget();
@@ -92,10 +98,18 @@ async fn withdraw(link: &Link) -> Result<(), String> {
 }
 
 /// Waits for the tasks, by force after the deadline.
-async fn end((trigger, tasks, watch): (DrainTrigger, Tasks, DrainWatch), deadline: Duration) -> Drained {
+pub(super) async fn end(work: (DrainTrigger, Tasks, DrainWatch), deadline: Duration) -> Drained {
+    end_until(work, sleep(deadline)).await
+}
+
+/// The same, by force once `deadline` completes.
+pub(super) async fn end_until(
+    (trigger, tasks, watch): (DrainTrigger, Tasks, DrainWatch),
+    deadline: impl Future<Output = ()>,
+) -> Drained {
     let finish = async move {
         tasks.finish(&watch).await;
         drop(watch);
     };
-    tokio::join!(trigger.drain(deadline), finish).0
+    tokio::join!(trigger.drain_until(deadline), finish).0
 }

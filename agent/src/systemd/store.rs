@@ -1,5 +1,6 @@
-//! systemd's file descriptor store: it keeps sockets while the agent restarts (sd_notify(3),
-//! `FDSTORE=1`), and lets go of them when the service is stopped for good.
+//! What one agent leaves to the next, and systemd's file descriptor store: it keeps sockets while the agent
+//! restarts (sd_notify(3), `FDSTORE=1`), and lets go of them when the service is stopped for good. An agent
+//! that hands over (`crate::hand_over`) passes more of them, itself.
 
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
@@ -9,27 +10,56 @@ use sd_notify::NotifyState;
 
 use super::{managed, tell};
 
-/// What one agent parks for the next: the name that systemd keeps it under.
+/// What one agent leaves to the next: the name that it goes under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
     /// The netlink socket that owns the rules.
     Rules,
     /// The sockets that names are asked for at: questions wait in them for the next agent.
     Names,
+    /// The listening sockets of the data plane. Not for the service manager, nor what follows.
+    Traffic,
+    /// The listening sockets of the admin API, metrics and readiness.
+    Admin,
+    /// The lock of the state folder.
+    Lock,
 }
 
-/// What an agent before this one has parked.
+/// What an agent before this one has left.
 #[derive(Debug, Default)]
 pub struct Parked {
     pub rules: Option<OwnedFd>,
     pub names: Vec<OwnedFd>,
+    pub traffic: Vec<OwnedFd>,
+    pub admin: Vec<OwnedFd>,
+    pub lock: Option<OwnedFd>,
 }
 
 impl Kept {
-    fn name(self) -> &'static str {
+    const ALL: [Self; 5] = [Self::Rules, Self::Names, Self::Traffic, Self::Admin, Self::Lock];
+
+    pub fn name(self) -> &'static str {
         match self {
             Self::Rules => "nft",
             Self::Names => "dns",
+            Self::Traffic => "traffic",
+            Self::Admin => "admin",
+            Self::Lock => "lock",
+        }
+    }
+}
+
+impl Parked {
+    /// One more. What has another name comes from a drop-in of the unit, or from another version, and is
+    /// closed here.
+    pub fn take(&mut self, name: &str, descriptor: OwnedFd) {
+        match Kept::ALL.into_iter().find(|kept| kept.name() == name) {
+            Some(Kept::Rules) => self.rules = Some(descriptor),
+            Some(Kept::Names) => self.names.push(descriptor),
+            Some(Kept::Traffic) => self.traffic.push(descriptor),
+            Some(Kept::Admin) => self.admin.push(descriptor),
+            Some(Kept::Lock) => self.lock = Some(descriptor),
+            None => {}
         }
     }
 }
@@ -58,13 +88,7 @@ pub fn parked() -> io::Result<Parked> {
         return Ok(parked);
     }
     for (number, name) in sd_notify::listen_fds_with_names()? {
-        let socket = own(number);
-        if name == Kept::Rules.name() {
-            parked.rules = Some(socket);
-        } else if name == Kept::Names.name() {
-            parked.names.push(socket);
-        }
-        // Others come from a drop-in of the unit and are closed here.
+        parked.take(&name, own(number));
     }
     Ok(parked)
 }

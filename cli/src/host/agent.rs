@@ -6,6 +6,7 @@ use ::agent::run::RunError;
 use ::agent::state::{StateDir, StateError};
 use clap::Args;
 
+use super::admin::AdminError;
 use super::{HostArgs, HostError};
 use crate::exit::Exit;
 use crate::output;
@@ -16,6 +17,7 @@ Examples:
   tombolo agent --print-config                 each value and the layer it is from
   tombolo agent --set log.filter=debug
   tombolo agent --reload                       the running agent reads its settings again
+  tombolo agent --hand-over                    the program that is installed now takes over, without a cut
   tombolo agent --cleanup                      take away what a killed agent left
   tombolo agent --adopt                        go on as the same host after /etc/machine-id was changed
 
@@ -32,11 +34,16 @@ pub(crate) struct AgentArgs {
     /// Let the running agent read its settings again, and end; with a mistake in them it keeps those it has
     #[arg(long, conflicts_with_all = ["print_config", "cleanup"])]
     reload: bool,
+    /// Let the program that is installed now take over from the running agent, and end. No connection is cut: the
+    /// earlier process ends with the last of its own. If the new one does not serve, the running one goes on as it
+    /// was, and this command says why (exit code 1; 2 when the running agent is too old to know how)
+    #[arg(long, conflicts_with_all = ["print_config", "cleanup", "reload"])]
+    hand_over: bool,
     /// Remove rules, routes and devices that a killed agent left, and end
     #[arg(long, conflicts_with = "print_config")]
     cleanup: bool,
     /// Tie the stored identity to this machine, and end; never on a copy of a machine that is in the mesh
-    #[arg(long, conflicts_with_all = ["print_config", "reload", "cleanup"])]
+    #[arg(long, conflicts_with_all = ["print_config", "reload", "hand_over", "cleanup"])]
     adopt: bool,
     /// With --cleanup: also the table that `on_agent_loss = "block"` keeps
     #[arg(long, requires = "cleanup")]
@@ -49,6 +56,18 @@ pub(crate) struct AgentArgs {
 #[derive(serde::Deserialize)]
 struct Reloaded {
     done: Vec<String>,
+}
+
+/// What it answers when another process serves.
+#[derive(serde::Deserialize)]
+struct Given {
+    done: HandedOver,
+}
+
+#[derive(serde::Deserialize)]
+struct HandedOver {
+    pid: u32,
+    connections: u64,
 }
 
 pub(super) fn run(args: AgentArgs) -> Result<Exit, HostError> {
@@ -71,6 +90,9 @@ pub(super) fn run(args: AgentArgs) -> Result<Exit, HostError> {
     }
     if args.reload {
         return reload(&args.host);
+    }
+    if args.hand_over {
+        return hand_over(&args.host);
     }
     if args.adopt {
         return adopt(&Config::load(&sources)?);
@@ -100,6 +122,25 @@ fn reload(host: &HostArgs) -> Result<Exit, HostError> {
     if !reloaded.done.is_empty() {
         output::note(&format!("a restart is needed for {}", reloaded.done.join(", ")));
     }
+    Ok(Exit::Ok)
+}
+
+fn hand_over(host: &HostArgs) -> Result<Exit, HostError> {
+    let config = host.load().unwrap_or_else(|_| Config::defaults());
+    let client = host.client(&config);
+    let given: Given = match super::block_on(client.post("/hand-over", &serde_json::json!({})))? {
+        Ok(given) => given,
+        Err(AdminError::Refused(refusal)) if refusal.code == "not_found" => {
+            let tell = "the running agent is too old to hand over: systemctl restart tombolo-agent";
+            return Err(HostError::Usage(tell.to_owned()));
+        }
+        Err(AdminError::Refused(refusal)) => {
+            return Err(HostError::Failed(format!("the running agent goes on as it was: {}", refusal.message)));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let HandedOver { pid, connections } = given.done;
+    output::note(&format!("process {pid} serves; the earlier one ends with the last of its {connections} connections"));
     Ok(Exit::Ok)
 }
 

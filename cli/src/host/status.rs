@@ -69,6 +69,9 @@ fn text(status: &AgentStatus) -> String {
     line("certificate", format!("valid until {}, renewed at {}", certificate.not_after, certificate.renews_at));
     line("interception", interception(&status.interception));
     line("connections", format!("{} open", status.connections_open));
+    if let Some(draining) = status.draining {
+        line("draining", format!("{draining} connections of the agent before the upgrade; they end by themselves"));
+    }
     for problem in &status.problems {
         line("problem", problem.clone());
     }

@@ -118,7 +118,7 @@ impl Pool {
         let limit = self.0.parts.connect_timeout;
         let deadline = tokio::time::Instant::now() + limit;
         let bytes = header.encode();
-        let mut first = true;
+        let (mut first, mut closed) = (true, false);
         loop {
             let plan = self.plan(key, first).map_err(Arc::new)?;
             first = false;
@@ -142,7 +142,8 @@ impl Pool {
                     let origin = Box::new(Origin { pool: self.clone(), key: key.clone(), proof, proven });
                     return Ok(Some(Open { end, origin }));
                 }
-                Ok(Ok(Answer::Closing)) if warm => {}
+                // The peer drains; whoever accepts there now takes the flow.
+                Ok(Ok(Answer::Closing)) if warm || !std::mem::replace(&mut closed, true) => {}
                 Ok(Ok(answer)) => return Err(Arc::new(TunnelError::Declined { to: key.to, answer })),
                 Ok(Err(error)) if warm => {
                     debug!(dst.hbone_addr = %key.to, error = %telemetry::Chain(&error), "left a warm connection");

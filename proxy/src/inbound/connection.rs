@@ -11,14 +11,14 @@ use api::SpiffeId;
 use identity::tls;
 use telemetry::Chain;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
 use crate::drain::{DrainWatch, Tasks};
 use crate::hbone::server::Server;
 use crate::inbound::admit::Peer;
 use crate::inbound::stream::Stream;
-use crate::inbound::{HandshakeGuard, Shared, flow};
+use crate::inbound::{FIRST_QUESTION, HandshakeGuard, Shared, flow};
 use crate::metrics::Label;
 use crate::net;
 use crate::net::addr::{ClientAddr, OrigDst};
@@ -95,9 +95,10 @@ async fn serve_streams(shared: Arc<Shared>, peer: Peer, server: Box<Server>, dra
     let take = |request, respond| {
         tasks.spawn(Stream::new(shared.clone(), peer.clone()).serve(request, respond));
     };
+    let fresh = Instant::now() + FIRST_QUESTION;
     let leave = async {
         tokio::select! {
-            () = drain.signaled() => {}
+            () = async { drain.signaled().await; sleep_until(fresh).await } => {}
             () = peer.standing.ended() => {}
         }
     };

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use telemetry::Chain;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::debug;
 
 use crate::connections::Judged;
@@ -16,8 +16,8 @@ use crate::drain::DrainWatch;
 use crate::flow::server::{answer, first_byte, read_body};
 use crate::flow::{Answer, Header, HeaderError};
 use crate::hbone::{Authority, Forwarded};
-use crate::inbound::Shared;
 use crate::inbound::admit::{AdmitError, Peer, admit, open, report};
+use crate::inbound::{FIRST_QUESTION, Shared};
 use crate::net::copy::{End, copy_both_ways};
 use crate::net::tls::TlsStream;
 use crate::report::{Carrier, Flag, Flagged, Report};
@@ -44,7 +44,8 @@ pub(crate) async fn serve(
     drain: DrainWatch,
 ) {
     stream.carry_flows();
-    while let Some(first) = Box::pin(unused(&shared, &peer, &mut stream, not_after, drain.clone())).await {
+    let fresh = Instant::now() + FIRST_QUESTION;
+    while let Some(first) = Box::pin(unused(&shared, &peer, &mut stream, not_after, fresh, drain.clone())).await {
         let Some(used) = serve_one(&shared, &peer, stream, first).await else { return };
         stream = used;
     }
@@ -79,6 +80,7 @@ async fn unused(
     peer: &Peer,
     stream: &mut TlsStream,
     not_after: SystemTime,
+    fresh: Instant,
     drain: DrainWatch,
 ) -> Option<u8> {
     let lasts = not_after.duration_since(SystemTime::now()).unwrap_or_default();
@@ -92,8 +94,8 @@ async fn unused(
                 return None;
             }
         },
-        () = drain.signaled() => "the agent is shutting down",
-        () = tokio::time::sleep(limit) => "nothing came, or the peer's certificate has ended",
+        () = async { drain.signaled().await; sleep_until(fresh).await } => "the agent is shutting down",
+        () = sleep(limit) => "nothing came, or the peer's certificate has ended",
     };
     drop(drain);
     debug!(src.addr = %peer.client, src.identity = %peer.identity, why, "closing a connection without a flow");

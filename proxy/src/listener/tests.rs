@@ -3,7 +3,8 @@ use super::*;
 
 fn bind(addresses: &[&str]) -> Result<usize, BindError> {
     let addresses: Vec<SocketAddr> = addresses.iter().map(|text| text.parse().expect("an address")).collect();
-    Listener::bind_all(&addresses, "a test", Listening::Plain, &SocketConfig::default()).map(|bound| bound.len())
+    Listener::bind_all(&addresses, "a test", Listening::Plain, &SocketConfig::default(), &mut vec![])
+        .map(|bound| bound.len())
 }
 
 #[tokio::test]

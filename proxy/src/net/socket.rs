@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -62,6 +62,17 @@ pub(crate) fn listen(address: SocketAddr, kind: Listening, config: &SocketConfig
     socket.bind(&address.into())?;
     socket.listen(i32::try_from(config.backlog).unwrap_or(i32::MAX))?;
     TcpListener::from_std(socket.into())
+}
+
+/// The socket among `given` that listens on `address`. Whoever bound it did so as [`listen`] does.
+pub(crate) fn take_listening(given: &mut Vec<OwnedFd>, address: SocketAddr) -> Option<OwnedFd> {
+    let fits = |socket: &OwnedFd| {
+        let socket = SockRef::from(socket);
+        socket.is_listener().unwrap_or(false)
+            && socket.local_addr().is_ok_and(|bound| bound.as_socket() == Some(address))
+    };
+    let position = given.iter().position(fits)?;
+    Some(given.swap_remove(position))
 }
 
 /// Options of a connection that came in.

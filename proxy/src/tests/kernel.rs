@@ -112,7 +112,8 @@ fn proxy(ca: &Ca, account: &str, uid: &'static str, ports: &[u16]) -> (Handle, d
     let view = View::new(seen_by(changes(), &[uid], ports));
     let (credentials, registry) = (ca.credentials(&[account]), &mut Registry::default());
     let attribution = Arc::new(Always(uid));
-    let proxy = Proxy::bind_with(Config::default(), view, credentials, attribution, registry, Arc::new(Redirected));
+    let proxy =
+        Proxy::bind_with(Config::default(), vec![], view, credentials, attribution, registry, Arc::new(Redirected));
     let proxy = proxy.expect("the namespace is empty");
     let (handle, (trigger, watch)) = (proxy.handle(), drain::channel());
     tokio::spawn(proxy.run(watch));

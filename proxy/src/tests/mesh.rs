@@ -135,6 +135,7 @@ impl Host {
         let mut registry = Registry::default();
         let proxy = Proxy::bind_with(
             config,
+            vec![],
             view.clone(),
             credentials.clone(),
             intercepted.clone(),

@@ -4,7 +4,8 @@
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener as GivenTcp};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingUnixStream;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,14 @@ pub struct UnixSocket {
     listener: UnixListener,
     path: PathBuf,
     inode: u64,
+}
+
+/// A Unix socket that is bound and not yet found under its name.
+#[derive(Debug)]
+pub struct Unplaced {
+    listener: Option<UnixListener>,
+    fresh: PathBuf,
+    path: PathBuf,
 }
 
 /// Why a listener could not be bound.
@@ -58,27 +67,32 @@ pub(super) enum Accepted {
 
 impl Listener {
     pub async fn bind_tcp(address: SocketAddr) -> Result<Self, BindError> {
-        TcpListener::bind(address).await.map(Self::Tcp).map_err(|source| BindError::Tcp { address, source })
+        Self::bind_tcp_or_take(address, &mut vec![]).await
+    }
+
+    /// As [`Self::bind_tcp`], or one of `given` that listens there already.
+    pub async fn bind_tcp_or_take(address: SocketAddr, given: &mut Vec<GivenTcp>) -> Result<Self, BindError> {
+        let there = given.iter().position(|socket| socket.local_addr().is_ok_and(|bound| bound == address));
+        let bound = match there.map(|position| given.swap_remove(position)) {
+            Some(socket) => TcpListener::from_std(socket),
+            None => TcpListener::bind(address).await,
+        };
+        bound.map(Self::Tcp).map_err(|source| BindError::Tcp { address, source })
+    }
+
+    /// A copy of a TCP socket, for a process that is to accept from it too.
+    pub fn copy(&self) -> Option<io::Result<OwnedFd>> {
+        match self {
+            Self::Tcp(listener) => Some(listener.as_fd().try_clone_to_owned()),
+            Self::Unix(_) => None,
+        }
     }
 
     /// Binds a Unix socket with this file mode, such as `0o660`. The file appears under its name
     /// only once it has the mode.
     pub fn bind_unix(path: &Path, mode: u32) -> Result<Self, BindError> {
         refuse_unless_stale(path)?;
-        let failed = |source| BindError::Unix { path: path.to_owned(), source };
-        let mut fresh = path.as_os_str().to_owned();
-        fresh.push(format!(".{}", std::process::id()));
-        let fresh = PathBuf::from(fresh);
-        let _ = fs::remove_file(&fresh); // a namesake with our pid is dead
-        let listener = UnixListener::bind(&fresh).map_err(failed)?;
-        let placed = fs::set_permissions(&fresh, fs::Permissions::from_mode(mode))
-            .and_then(|()| fs::metadata(&fresh))
-            .and_then(|file| fs::rename(&fresh, path).map(|()| file.ino()));
-        let inode = placed.map_err(|source| {
-            let _ = fs::remove_file(&fresh);
-            failed(source)
-        })?;
-        Ok(Self::Unix(UnixSocket { listener, path: path.to_owned(), inode }))
+        Unplaced::bind(path, mode)?.place()
     }
 
     /// The address bound, for a TCP listener on port 0.
@@ -107,7 +121,39 @@ impl Listener {
     }
 }
 
-fn refuse_unless_stale(path: &Path) -> Result<(), BindError> {
+impl Unplaced {
+    /// Binds under another name beside `path`, so that who answers on `path` goes on until [`Self::place`].
+    pub fn bind(path: &Path, mode: u32) -> Result<Self, BindError> {
+        let failed = |source| BindError::Unix { path: path.to_owned(), source };
+        let mut fresh = path.as_os_str().to_owned();
+        fresh.push(format!(".{}", std::process::id()));
+        let fresh = PathBuf::from(fresh);
+        let _ = fs::remove_file(&fresh); // a namesake with our pid is dead
+        let listener = Some(UnixListener::bind(&fresh).map_err(failed)?);
+        let unplaced = Self { listener, fresh, path: path.to_owned() };
+        fs::set_permissions(&unplaced.fresh, fs::Permissions::from_mode(mode)).map_err(failed)?;
+        Ok(unplaced)
+    }
+
+    /// Takes the name, from whoever has it.
+    pub fn place(mut self) -> Result<Listener, BindError> {
+        let failed = |source| BindError::Unix { path: self.path.clone(), source };
+        let inode = fs::metadata(&self.fresh).map_err(failed)?.ino();
+        fs::rename(&self.fresh, &self.path).map_err(failed)?;
+        let listener = self.listener.take().expect("only this, which consumes it, takes it");
+        Ok(Listener::Unix(UnixSocket { listener, path: self.path.clone(), inode }))
+    }
+}
+
+impl Drop for Unplaced {
+    fn drop(&mut self) {
+        // Gone when it was placed.
+        let _ = fs::remove_file(&self.fresh);
+    }
+}
+
+/// What else than a dead process's socket stands there is not replaced.
+pub fn refuse_unless_stale(path: &Path) -> Result<(), BindError> {
     let Ok(file) = fs::symlink_metadata(path) else { return Ok(()) };
     if !file.file_type().is_socket() {
         return Err(BindError::NotASocket { path: path.to_owned() });

@@ -1,6 +1,8 @@
 //! The applications of the test hosts, as programs of their own so that each runs in its namespace,
 //! under its own user: `testhost http ADDR NAME`, `testhost echo ADDR`, `testhost dns ADDR`,
-//! `testhost hold ADDR` (opens a connection and echoes a byte a second until it breaks).
+//! `testhost hold ADDR` (opens a connection and echoes a byte a second until it breaks), and as load
+//! `testhost ask ADDR` (a connection for each request), `testhost stream ADDR` (bytes both ways without a
+//! pause, each one checked) and `testhost resolve RESOLVER NAME`.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -17,6 +19,9 @@ fn main() -> std::io::Result<()> {
         "echo" => echo(argument(2)),
         "dns" => dns(argument(2)),
         "hold" => hold(argument(2)),
+        "ask" => ask(argument(2)),
+        "stream" => stream(argument(2)),
+        "resolve" => resolve_often(argument(2), argument(3)),
         other => Err(std::io::Error::other(format!("unknown application {other:?}"))),
     }
 }
@@ -99,6 +104,11 @@ fn resolve(query: &Message) -> Message {
     answer
 }
 
+/// Load has a rhythm.
+fn pause(ms: u64) {
+    std::thread::sleep(Duration::from_millis(ms));
+}
+
 /// Keeps one connection busy and says `broken` when it ends.
 fn hold(address: &str) -> std::io::Result<()> {
     let address: SocketAddr = address.parse().map_err(std::io::Error::other)?;
@@ -114,7 +124,111 @@ fn hold(address: &str) -> std::io::Result<()> {
                 return Err(error);
             }
         }
-        std::thread::sleep(Duration::from_millis(100));
+        pause(100);
     }
     Ok(())
 }
+
+/// Asks over and over on several threads, and says how often it was answered, and every failure.
+fn ask(address: &str) -> std::io::Result<()> {
+    let address: SocketAddr = address.parse().map_err(std::io::Error::other)?;
+    repeat(4, move || {
+        let mut connection = TcpStream::connect_timeout(&address, PATIENCE)?;
+        connection.set_read_timeout(Some(PATIENCE))?;
+        connection.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n")?;
+        let mut answer = String::new();
+        let mut reader = BufReader::new(connection);
+        while !answer.contains("hello from") {
+            if reader.read_line(&mut answer)? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(())
+    })
+}
+
+fn resolve_often(resolver: &str, name: &str) -> std::io::Result<()> {
+    let resolver: SocketAddr = resolver.parse().map_err(std::io::Error::other)?;
+    let name = hickory_proto::rr::Name::from_ascii(name).map_err(std::io::Error::other)?;
+    repeat(1, move || {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let mut query = Message::query();
+        query.add_query(hickory_proto::op::Query::query(name.clone(), RecordType::A));
+        query.metadata.recursion_desired = true;
+        socket.send_to(&query.to_vec().map_err(std::io::Error::other)?, resolver)?;
+        let mut buffer = [0; 4096];
+        let length = socket.recv(&mut buffer)?;
+        let answer = Message::from_vec(&buffer[..length]).map_err(std::io::Error::other)?;
+        if answer.answers.is_empty() { Err(std::io::Error::other("no address")) } else { Ok(()) }
+    })
+}
+
+/// Does it over and over, each thread with a short pause in between.
+fn repeat(threads: usize, once: impl Fn() -> std::io::Result<()> + Send + Clone + 'static) -> std::io::Result<()> {
+    let (say, heard) = std::sync::mpsc::channel();
+    for _ in 0..threads {
+        let (once, say) = (once.clone(), say.clone());
+        std::thread::spawn(move || {
+            while say.send(once()).is_ok() {
+                pause(3);
+            }
+        });
+    }
+    let mut answered = 0u64;
+    for result in heard {
+        match result {
+            Ok(()) => answered += 1,
+            Err(error) => println!("failed {error}"),
+        }
+        if answered % 20 == 1 {
+            println!("answered {answered}");
+        }
+    }
+    Ok(())
+}
+
+/// To an echo server and back: says how many bytes came back as they were sent, and `broken` at the first
+/// that did not.
+fn stream(address: &str) -> std::io::Result<()> {
+    let address: SocketAddr = address.parse().map_err(std::io::Error::other)?;
+    let mut connection = TcpStream::connect_timeout(&address, PATIENCE)?;
+    connection.set_read_timeout(Some(PATIENCE))?;
+    let mut writer = connection.try_clone()?;
+    std::thread::spawn(move || {
+        let mut at = 0u64;
+        // Ends with the connection, which the reader tells of.
+        while writer.write_all(&pattern(at)).is_ok() {
+            at += PIECE as u64;
+            pause(2);
+        }
+    });
+    let (mut at, mut piece) = (0u64, [0; PIECE]);
+    loop {
+        let read = connection.read_exact(&mut piece);
+        if let Err(error) = read {
+            println!("broken after {at}: {error}");
+            return Err(error);
+        }
+        if piece != pattern(at) {
+            println!("broken after {at}: other bytes came back");
+            return Err(std::io::ErrorKind::InvalidData.into());
+        }
+        at += PIECE as u64;
+        if at % (16 * PIECE as u64) == 0 {
+            println!("alive {at}");
+        }
+    }
+}
+
+/// Bytes that say where in the stream they are.
+fn pattern(at: u64) -> [u8; PIECE] {
+    std::array::from_fn(|offset| {
+        let place = at + offset as u64;
+        place.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[offset % 3]
+    })
+}
+
+const PIECE: usize = 4096;
+/// Longer than anything takes that works.
+const PATIENCE: Duration = Duration::from_secs(5);
