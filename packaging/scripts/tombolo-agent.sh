@@ -7,8 +7,10 @@ installed() {
     fi
     enable_unit $unit "$1"
     reload_units
-    if has_systemd && systemctl --quiet is-active $unit; then
-        hand_over "$1"
+    state=
+    if has_systemd; then state=$(systemctl show --value -p ActiveState $unit); fi
+    if [ "$state" = active ] || [ "$state" = reloading ] || [ "$state" = activating ]; then
+        hand_over "$1" "$state"
     elif [ -e /var/lib/tombolo/identity.json ]; then
         say "this host has joined and its agent does not run: systemctl start tombolo-agent"
     fi
@@ -21,7 +23,18 @@ hand_over() {
         say "correct them, then: systemctl restart tombolo-agent"
         return 0
     fi
-    restart_unit $unit || say "the new agent does not start: journalctl -u tombolo-agent"
+    # Without a cut: the running agent starts the new one and keeps what is open, and goes on if that one does
+    # not serve. It is restarted where that cannot be: one that does not serve yet, one from before it could.
+    code=2
+    if [ "$2" != activating ]; then
+        said=$(tombolo agent --config /etc/tombolo/agent.toml --hand-over 2>&1) && return 0 || code=$?
+    fi
+    if [ "$code" -eq 2 ]; then
+        restart_unit $unit || say "the new agent does not start: journalctl -u tombolo-agent"
+        return 0
+    fi
+    say "the agent of version $1 goes on running. $said"
+    say "see journalctl -u tombolo-agent, then: tombolo agent --hand-over, or systemctl restart tombolo-agent"
 }
 
 # Out of the path first: the agent drains and takes its rules away; what a killed one left goes too.

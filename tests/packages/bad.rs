@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use tests::machine::{AGENT, Release};
 
 use crate::site::{Site, apt};
-use tests::repository::{NEW, OLD, Repository, end_gpg_agent, make_key, run};
+use tests::repository::{NEW, OLD, Repository, end_gpg_agent, make_key, make_packages, programs, run};
 
 #[test]
 fn an_upgrade_that_cannot_be_used_leaves_the_earlier_agent_running() -> Result<()> {
@@ -71,6 +71,44 @@ fn an_upgrade_that_cannot_be_used_leaves_the_earlier_agent_running() -> Result<(
     site.apt(&["install", "--fix-broken", "--allow-downgrades", &old[0], &old[1]])?;
     site.ensure_served()
 }
+
+#[test]
+fn a_build_that_does_not_serve_gives_way_to_the_one_that_runs() -> Result<()> {
+    let site = Site::open(Release::Bookworm)?;
+    let broken = tempfile::tempdir()?;
+    std::fs::write(broken.path().join("tombolo"), BROKEN)?;
+    std::fs::copy(programs()?.join("tombolo-controlplane"), broken.path().join("tombolo-controlplane"))?;
+    let made = broken.path().join("packages");
+    make_packages("0.9.2", &made, Some(&Repository::made()?.path("key.gpg")), Some(broken.path()))?;
+    let mut files = Vec::new();
+    for file in std::fs::read_dir(&made)?.flatten() {
+        let name = file.file_name().to_string_lossy().into_owned();
+        if name.starts_with("tombolo_") || name.starts_with("tombolo-agent_") {
+            std::fs::copy(file.path(), site.web.path(&format!("/root/{name}"))?)?;
+            files.push(format!("/root/{name}"));
+        }
+    }
+    site.apt(&["install", "tombolo-agent"])?;
+    site.mesh()?;
+    let pid = site.agent_pid()?;
+    let line: Vec<&str> = ["install"].into_iter().chain(files.iter().map(String::as_str)).collect();
+    let said = site.apt(&line)?;
+    ensure!(said.contains("the agent of version") && said.contains("goes on running"), "{said}");
+    ensure!(said.contains("journalctl") && said.contains("--hand-over"), "it does not name the cure: {said}");
+    ensure!(site.web.journal(AGENT)?.contains("this build is broken"), "its last words are not in the journal");
+    ensure!(site.agent_pid()? == pid && site.web.property(AGENT, "NRestarts")? == "0", "{said}");
+    site.ensure_served()?;
+    // And a version that works again, without a restart.
+    let old = [format!("tombolo={NEW}-1"), format!("tombolo-agent={NEW}-1")];
+    site.apt(&["install", "--allow-downgrades", &old[0], &old[1]])?;
+    ensure!(site.agent_pid()? != pid && site.web.property(AGENT, "NRestarts")? == "0");
+    site.ensure_served()
+}
+
+/// Ends at once as an agent, and answers everything else.
+const BROKEN: &str = "#!/bin/sh\n\
+    [ \"$*\" = 'agent --config /etc/tombolo/agent.toml' ] && { echo 'this build is broken' >&2; exit 1; }\n\
+    exec /opt/built/tombolo \"$@\"\n";
 
 /// apt says so, and keeps to what it knew.
 fn refused(site: &Site, what: &str, causes: &[&str]) -> Result<()> {

@@ -47,32 +47,31 @@ fn a_life_with_apt(release: Release) -> Result<()> {
     site.mesh()?;
     alive(&site.web, "with interception")?;
 
-    // Upgrade, under load, with settings of one's own.
+    // Upgrade, under load, with settings of one's own: no request fails, no connection is cut.
     site.web.shell("sed -i 's/^filter = \"info\"/filter = \"info,proxy=debug\"/' /etc/tombolo/agent.toml")?;
     let (settings, pid) = (site.web.run_ok("cat", &["/etc/tombolo/agent.toml"])?, site.agent_pid()?);
-    site.web.start_unit("load", LOAD)?;
+    let load = Load::start(&site)?;
     let said = site.apt(&["install", "tombolo-agent"])?;
     ensure!(version(&site.web, "tombolo-agent")? == format!("{NEW}-1"), "{said}");
-    ensure!(site.agent_pid()? != pid, "the earlier agent still runs: {said}");
+    ensure!(site.agent_pid()? != pid, "the earlier agent is still the main process: {said}");
+    load.go_on(&site.web, "after the upgrade");
+    for (property, value) in [("ActiveState", "active"), ("NRestarts", "0")] {
+        ensure!(site.web.property(AGENT, property)? == value, "{property}: {said}");
+    }
     site.ensure_served()?;
     ensure!(site.web.run_ok("cat", &["/etc/tombolo/agent.toml"])? == settings, "the upgrade changed the settings");
-    site.web.run_ok("systemctl", &["stop", "load"])?;
-    let load = site.web.journal("load")?;
-    println!(
-        "upgraded under load: {} answers, {} without",
-        load.matches("200").count(),
-        load.matches("failed").count()
-    );
-    ensure!(load.contains("200"), "{load}");
     alive(&site.web, "after the upgrade")?;
 
     // And back.
     let pid = site.agent_pid()?;
     site.apt(&["install", "--allow-downgrades", &old[0], &old[1]])?;
+    load.go_on(&site.web, "after the downgrade");
     ensure!(version(&site.web, "tombolo-agent")? == format!("{OLD}-1"));
     ensure!(site.agent_pid()? != pid, "the newer agent still runs");
     site.ensure_served()?;
     ensure!(site.web.run_ok("cat", &["/etc/tombolo/agent.toml"])? == settings, "the downgrade changed the settings");
+
+    println!("upgraded and downgraded without a failure under load: {:?}", load.end(&site.web)?);
 
     // Away, and again: still the same host of the mesh.
     site.apt(&["remove", "tombolo-agent"])?;
@@ -90,14 +89,10 @@ fn a_life_with_apt(release: Release) -> Result<()> {
     ensure_out_of_the_path(&site.web)?;
     alive(&site.web, "after the purge")?;
     site.web.run_ok("systemctl", &["stop", "session"])?;
-    let units = [
-        "file /etc/systemd/system/session.service",
-        "file /etc/systemd/system/load.service",
-        "unit session",
-        "unit load",
-    ];
+    let units = ["file /etc/systemd/system/session.service", "unit session"];
+    let load = LOAD.map(|(name, _)| [format!("file /etc/systemd/system/{name}.service"), format!("unit {name}")]);
     let trust = ["file /usr/share/keyrings/tombolo", "file /etc/apt/sources.list.d/tombolo.sources"];
-    let allowed: Vec<&str> = units.into_iter().chain(trust).collect();
+    let allowed: Vec<&str> = units.into_iter().chain(trust).chain(load.iter().flatten().map(String::as_str)).collect();
     tests::census::Census::take(&site.web)?.ensure_as(&site.before, &allowed)
 }
 
@@ -140,5 +135,61 @@ fn alive(web: &Machine, when: &str) -> Result<()> {
     Ok(())
 }
 
-/// One request after the other.
-const LOAD: &str = "/bin/sh -c 'while :; do curl -s -o /dev/null -w %%{http_code}\\\\n --max-time 2 http://orders.shop.mesh/ || echo failed; sleep 0.05; done'";
+/// What nobody must notice anything of: a connection for each request, bytes both ways without a pause, and
+/// names and requests as a shell has them.
+struct Load;
+
+const LOAD: [(&str, &str); 3] = [
+    ("ask", "/usr/bin/testhost ask ORDERS:80"),
+    ("stream", "/usr/bin/testhost stream ECHO:7"),
+    (
+        "names",
+        "/bin/sh -c 'while :; do curl -sS -o /dev/null -w \"answered %%{http_code}\\n\" --max-time 5 \
+         http://orders.shop.mesh/ || echo failed; sleep 0.02; done'",
+    ),
+];
+
+impl Load {
+    fn start(site: &Site) -> Result<Self> {
+        site.estate.apply(ECHO)?;
+        let address = |name: &str| {
+            wait_until(&format!("{name} has an address"), || {
+                let found = site.web.run_ok("getent", &["ahostsv4", name]).map_err(|error| error.to_string())?;
+                found.split_whitespace().next().map(str::to_owned).ok_or(found)
+            })
+        };
+        let (orders, echo) = (address("orders.shop.mesh"), address("echo.shop.mesh"));
+        for (name, line) in LOAD {
+            site.web.start_unit(name, &line.replace("ORDERS", &orders).replace("ECHO", &echo))?;
+        }
+        Self.go_on(&site.web, "at first");
+        Ok(Self)
+    }
+
+    fn go_on(&self, web: &Machine, when: &str) {
+        let counts = || LOAD.map(|(name, _)| web.journal(name).map(|log| log.lines().count()).unwrap_or_default());
+        let before = counts();
+        wait_until(&format!("the load goes on {when}"), || {
+            let now = counts();
+            let more = now.iter().zip(&before).all(|(now, before)| now > &(before + 10));
+            if more { Ok(()) } else { Err(format!("{before:?}, then {now:?}")) }
+        });
+    }
+
+    /// How much each has said, of which nothing was a failure.
+    fn end(self, web: &Machine) -> Result<Vec<usize>> {
+        let mut said = Vec::new();
+        for (name, _) in LOAD {
+            let log = web.journal(name)?;
+            let bad: Vec<&str> =
+                log.lines().filter(|line| line.contains("failed") || line.contains("broken")).collect();
+            ensure!(bad.is_empty(), "{name}: {} failures, the first: {:?}", bad.len(), bad.first());
+            said.push(log.lines().count());
+            web.run_ok("systemctl", &["stop", name])?;
+        }
+        Ok(said)
+    }
+}
+
+const ECHO: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: echo, namespace: shop}\n\
+                    spec: {selector: {app: orders}, ports: [{name: tcp, port: 7, targetPort: 8081}]}\n";

@@ -5,6 +5,7 @@
 mod copied;
 mod credential;
 mod documents;
+mod hand_over;
 mod loss;
 mod machine;
 mod names;
