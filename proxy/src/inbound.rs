@@ -81,7 +81,7 @@ impl Listeners {
     /// sockets.
     pub(crate) fn bind(config: &Config, given: &mut Vec<OwnedFd>) -> Result<Self, BindError> {
         let (inbound, sockets) = (&config.inbound, &config.sockets);
-        let tunnels = Listener::bind_all(&inbound.listen, "tunnels of peers", Listening::Plain, sockets, given)?;
+        let tunnels = Listener::bind_all(&inbound.listen, "tunnels of peers", Listening::Tunnels, sockets, given)?;
         let purpose = "observed plaintext";
         let plaintext = Listener::bind_all(&inbound.plaintext_listen, purpose, Listening::Transparent, sockets, given);
         let plaintext = match plaintext {
@@ -120,7 +120,7 @@ impl Inbound {
         for listener in self.listeners.tunnels {
             let (shared, connections, signal) = (self.shared.clone(), tasks.clone(), drain.clone());
             let take = move |peer, client| {
-                socket::prepare_accepted(&peer, &shared.config.sockets);
+                socket::prepare_tunnel(&peer, &shared.config.sockets);
                 let handshake = shared.handshakes.begin(shared.config.inbound.max_handshakes);
                 let serve =
                     connection::serve(shared.clone(), peer, client, handshake, signal.clone(), connections.clone());

@@ -193,7 +193,7 @@ pub(crate) async fn establish(
     let to = key.to;
     let config = tls::client_config(credentials, &key.source, key.expected.clone(), &[tls::HBONE_ALPN])
         .map_err(|source| TunnelError::Configuration { to, source })?;
-    let tcp = socket::connect(to, sockets).await.map_err(|source| TunnelError::Tcp { to, source })?;
+    let tcp = socket::connect_tunnel(to, sockets).await.map_err(|source| TunnelError::Tcp { to, source })?;
     // A host with several workloads shows the certificate that is asked for by name.
     let name = tls::server_name(key.expected.get(..1).unwrap_or_default());
     let (stream, proof) = net::tls::connect(config, name, tcp).await.map_err(|error| broken_tls(to, error))?;

@@ -1,7 +1,7 @@
 //! What the kernel must be asked about sockets: original destinations, marks, transparency, keepalive.
 //!
 //! Called by the listeners and by every dial. It decides nothing: callers say which address, which
-//! mark, which source. The only file of the crate with unsafe code, for one option that no crate has.
+//! mark, which source. The only file of the crate with unsafe code, for two options that no crate has.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -42,6 +42,8 @@ impl OriginalDestination for Redirected {
 pub(crate) enum Listening {
     /// On one family, or on both for `[::]`.
     Plain,
+    /// As `Plain`, for tunnels of peers: short paths are not paced.
+    Tunnels,
     /// `IP_TRANSPARENT`, one family: may be handed connections to any address. Needs CAP_NET_ADMIN.
     Transparent,
 }
@@ -56,7 +58,7 @@ pub(crate) fn listen(address: SocketAddr, kind: Listening, config: &SocketConfig
     if kind == Listening::Transparent {
         set_transparent(&socket, address.is_ipv6())?;
     }
-    if address.ip().is_loopback() {
+    if kind == Listening::Tunnels || address.ip().is_loopback() {
         unpaced(&socket);
     }
     socket.bind(&address.into())?;
@@ -78,6 +80,21 @@ pub(crate) fn take_listening(given: &mut Vec<OwnedFd>, address: SocketAddr) -> O
 /// Options of a connection that came in.
 pub(crate) fn prepare_accepted(accepted: &TcpStream, config: &SocketConfig) {
     prepare(&SockRef::from(accepted), config);
+}
+
+/// Options of a tunnel that a peer opened.
+pub(crate) fn prepare_tunnel(accepted: &TcpStream, config: &SocketConfig) {
+    prepare_accepted(accepted, config);
+    pace_long_path(accepted.as_fd(), config.short_path);
+}
+
+/// Dials a peer's tunnel port. Dropping the future abandons the attempt.
+pub(crate) async fn connect_tunnel(to: SocketAddr, config: &SocketConfig) -> io::Result<TcpStream> {
+    let socket = dialling(to)?;
+    unpaced(&SockRef::from(&socket));
+    let stream = dial(socket, to, config).await?;
+    pace_long_path(stream.as_fd(), config.short_path);
+    Ok(stream)
 }
 
 /// Dials as the agent itself. Dropping the future abandons the attempt.
@@ -170,13 +187,46 @@ fn mark(socket: &Socket, mark: Option<u32>) {
     }
 }
 
-/// Accepted sockets inherit it. A host that has BBR as its default paces every connection by a timer
-/// (tcp(7), `tcp_congestion_control`); between two sockets of one host there is no path to spare, and
-/// the timer costs more than the bytes (docs/performance.md). It must be set before the connection
-/// stands: pacing that has begun goes on.
+/// Where BBR is the host's default, asks for CUBIC; accepted sockets inherit it. BBR paces every connection
+/// by a timer (tcp(7), `tcp_congestion_control`), which on a path without delay costs more than the bytes
+/// (docs/performance.md). It must be set before the connection stands: pacing that has begun goes on.
+/// Every other choice of the operator stays as it is.
 fn unpaced(socket: &Socket) {
-    // Only tunes. CUBIC is Linux' own default, and may be missing only where somebody took it out.
-    let _ = socket.set_tcp_congestion(b"cubic");
+    if socket.tcp_congestion().is_ok_and(|host| host.starts_with(b"bbr")) {
+        // Only tunes. CUBIC is Linux' own default, and may be missing only where somebody took it out.
+        let _ = socket.set_tcp_congestion(b"cubic");
+    }
+}
+
+/// Gives a connection that stands the host's congestion control unless its handshake found a path shorter than `short`.
+fn pace_long_path(connection: BorrowedFd<'_>, short: Duration) {
+    if round_trip(connection).is_ok_and(|time| time < short) {
+        return;
+    }
+    // What a new socket has is the default of now; each step only tunes.
+    let host = Socket::new(Domain::IPV4, Type::STREAM, None).and_then(|socket| socket.tcp_congestion());
+    if let Ok(host) = host {
+        let name = host.split(|byte| *byte == 0).next().unwrap_or_default();
+        let _ = SockRef::from(&connection).set_tcp_congestion(name);
+    }
+}
+
+/// The smoothed round trip of a connection, `tcpi_rtt` of `TCP_INFO` (linux/tcp.h). An error if none was
+/// measured, as when the handshake's own packets were lost.
+#[expect(unsafe_code, reason = "neither socket2 nor rustix reads this structure")]
+fn round_trip(connection: BorrowedFd<'_>) -> io::Result<Duration> {
+    // SAFETY: the structure is integers only, for which zeros are a value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = libc::socklen_t::try_from(size_of_val(&info)).expect("some hundred bytes");
+    let value = std::ptr::from_mut(&mut info).cast();
+    // SAFETY: the descriptor is borrowed for the call, and `value` points to `length` bytes that live longer than it.
+    let result =
+        unsafe { libc::getsockopt(connection.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, value, &raw mut length) };
+    match (result, info.tcpi_rtt) {
+        (0, 0) => Err(io::ErrorKind::NotFound.into()),
+        (0, micros) => Ok(Duration::from_micros(micros.into())),
+        (..) => Err(io::Error::last_os_error()),
+    }
 }
 
 fn prepare(socket: &Socket, config: &SocketConfig) {

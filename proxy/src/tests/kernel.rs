@@ -1,13 +1,14 @@
 //! With the kernel's own interception: two hosts as network namespaces, nftables between the
 //! application and the proxy. Needs root; says so and passes without it.
 use super::mesh::*;
-use crate::config::Config;
-use crate::net::socket::{FIRST_PORT, Redirected};
+use crate::config::{Config, SocketConfig};
+use crate::net::socket::{self, FIRST_PORT, Listening, Redirected};
 use crate::testing::{endpoint_of, ip, service, workload};
 use crate::{Attribution, Handle, Proxy, View, drain};
 use api::WorkloadUid;
 use api::snapshot::Change;
 use prometheus_client::registry::Registry;
+use socket2::SockRef;
 use std::fs::File;
 use std::future::Future;
 use std::io::Write;
@@ -195,4 +196,41 @@ fn intercepted_connections_arrive_with_the_callers_address() {
     });
     let results = [host_a.join(), host_b.join()];
     assert!(results.iter().all(Result::is_ok), "one of the hosts failed");
+}
+
+/// Which congestion control both ends of a tunnel have, the dialling one first.
+async fn congestion_of_a_tunnel(config: &SocketConfig) -> [String; 2] {
+    let listener = socket::listen(SocketAddr::new(ip(A4), 0), Listening::Tunnels, config).expect("the address is here");
+    let address = listener.local_addr().expect("it is bound");
+    let (dialled, accepted) = tokio::join!(socket::connect_tunnel(address, config), listener.accept());
+    let (dialled, (accepted, _)) = (dialled.expect("it listens"), accepted.expect("somebody dials"));
+    socket::prepare_tunnel(&accepted, config);
+    [&dialled, &accepted].map(|stream| {
+        let name = SockRef::from(stream).tcp_congestion().expect("TCP has one");
+        String::from_utf8(name).expect("a name").trim_end_matches('\0').to_owned()
+    })
+}
+
+#[test]
+fn a_short_path_is_not_paced_and_a_long_one_is_as_the_host_has_it() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("SKIPPED: network namespaces need root");
+    }
+    let host = Namespace::new("pace");
+    host.ip(&format!("addr add {A4}/32 dev lo"));
+    let ran = host.run(|| async {
+        let setting = "/proc/sys/net/ipv4/tcp_congestion_control";
+        let short = SocketConfig::default();
+        // No path is shorter than nothing.
+        let long = SocketConfig { short_path: std::time::Duration::ZERO, ..short.clone() };
+        for (host, on_short, on_long) in [("bbr", "cubic", "bbr"), ("reno", "reno", "reno")] {
+            if let Err(error) = std::fs::write(setting, host) {
+                eprintln!("SKIPPED: this kernel has no {host}: {error}");
+                continue;
+            }
+            assert_eq!(congestion_of_a_tunnel(&short).await, [on_short; 2], "the host has {host}");
+            assert_eq!(congestion_of_a_tunnel(&long).await, [on_long; 2], "the host has {host}");
+        }
+    });
+    assert!(ran.join().is_ok(), "the host failed");
 }
