@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use crate::record::Run;
+use crate::record::{DIRECT, RELAYS, Run};
 use crate::report::{PEERS, Peers, shown};
 use crate::work::FIGURES;
 
@@ -56,7 +56,7 @@ pub fn draw(run: &Run, peers: &Peers) -> String {
 }
 
 fn colour(path: &str) -> &'static str {
-    if path == "direct" { "#c9d1d9" } else { "#2f81f7" }
+    if [DIRECT, RELAYS].contains(&path) { "#c9d1d9" } else { "#2f81f7" }
 }
 
 fn text(body: &mut String, x: f64, y: f64, anchor: &str, words: &str, bold: bool) {

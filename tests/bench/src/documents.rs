@@ -37,7 +37,7 @@ fn figures(recorded: &[Run], peers: &Peers) -> Result<String> {
     let (run, earlier) = recorded.split_last().context("no run is recorded: `make bench RECORD=1`")?;
     Ok(format!(
         "Recorded {} at commit {} by `{}`: {}; {} worker(s) an agent, medians of {} rounds of {} s. CPU is both \
-         agents together. \"since record\" compares with the recorded run before. Peers: {}.\n\n{}\n\n",
+         sides together. × is the ratio to direct, for CPU that to two relays that only pass bytes on. \"since record\" compares with the recorded run before. Peers: {}.\n\n{}\n\n",
         run.date,
         run.commit,
         run.command,

@@ -1,6 +1,6 @@
 //! `make bench`: what the mesh costs on the standard work, in one run with direct TCP beside it.
 //!
-//! Paths (direct, and one for each program and tunnel asked for) stand side by side and take turns, round by
+//! Paths (direct, over two relays, and one for each program and tunnel asked for) stand side by side and take turns, round by
 //! round, so that a busy machine is busy for all of them. It prints a table, writes `target/bench/latest.json`
 //! and `.svg`, and compares with the last run of `tests/bench/recorded.json`.
 
@@ -20,8 +20,8 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use tests::Estate;
 
-use crate::path::Path;
-use crate::record::Run;
+use crate::path::{Between, Path};
+use crate::record::{DIRECT, RELAYS, Run};
 use crate::work::{FIGURES, HELD, WORK};
 
 /// What the mesh costs on the standard work, beside direct TCP.
@@ -126,7 +126,7 @@ fn measure(arguments: &Arguments) -> Result<Run> {
             }
         }
     }
-    for path in paths.iter().filter(|_| wanted("hold")) {
+    for path in paths.iter().filter(|path| wanted("hold") && path.has_agents()) {
         hold(&mut run, path, arguments.hold.min(most_held()?))?;
     }
     if wanted("scale") {
@@ -174,9 +174,9 @@ fn large(estate: &mut Estate, run: &mut Run, arguments: &Arguments) -> Result<()
     let programs = arguments.programs.first().context("clap asks for one")?;
     let folder = programs.split_once('=').map_or(programs.as_str(), |(_, folder)| folder);
     let figures = scale::run(estate, &FilePath::new(folder).canonicalize()?, &settings(arguments.set.iter())?)?;
-    for path in run.paths.clone().iter().skip(1).take(arguments.tunnels.len()) {
+    for path in run.meshed().into_iter().take(arguments.tunnels.len()) {
         for (figure, value) in &figures {
-            run.add(&format!("scale/{figure}"), path, *value);
+            run.add(&format!("scale/{figure}"), &path, *value);
         }
     }
     Ok(())
@@ -194,8 +194,9 @@ fn remember(run: &mut Run, path: &Path, when: &str) -> Result<Option<[path::Memo
 }
 
 fn start_paths(estate: &mut Estate, arguments: &Arguments) -> Result<Vec<Path>> {
-    let mut paths = vec![Path::start(estate, 0, "direct", None)?];
-    let mut number = 0;
+    let mut paths = vec![Path::start(estate, 0, DIRECT, Between::Nothing)?];
+    paths.push(Path::start(estate, 1, RELAYS, Between::Relays)?);
+    let mut number = 1;
     for programs in &arguments.programs {
         let (name, folder) = programs.split_once('=').map_or((None, programs.as_str()), |(n, f)| (Some(n), f));
         let folder = PathBuf::from(folder);
@@ -208,7 +209,7 @@ fn start_paths(estate: &mut Estate, arguments: &Arguments) -> Result<Vec<Path>> 
             let config = settings(arguments.set.iter().chain(&chosen))?;
             let name = name.map_or_else(|| tunnel.clone(), |name| format!("{name} {tunnel}"));
             number += 1;
-            paths.push(Path::start(estate, number, &name, Some((&folder, &config)))?);
+            paths.push(Path::start(estate, number, &name, Between::Agents(&folder, &config))?);
         }
     }
     Ok(paths)

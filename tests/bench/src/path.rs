@@ -1,5 +1,5 @@
-//! A path: two hosts joined by a veth pair of their own, with meshbench's servers on the second, and
-//! between them an agent on each, or nothing. All paths stand at the same time, so that rounds interleave.
+//! A path: two hosts joined by a veth pair of their own, with meshbench's servers on the second, and between them an
+//! agent on each, a relay on each that only passes bytes on, or nothing. All paths stand at the same time, so that rounds interleave.
 
 use std::path::Path as FilePath;
 use std::time::Duration;
@@ -10,13 +10,25 @@ use tests::netns::{finish, tool};
 use tests::wait::within;
 use tests::{Daemon, Estate, Host, HostSpec, wait_until};
 
+/// meshbench's servers and their ports.
+const SERVERS: [(&str, u16); 3] = [("sink", 9901), ("echo", 9902), ("source", 9903)];
+
 pub struct Path {
     pub name: String,
     client: Host,
     server: Host,
-    /// The server's address on the link of these two.
+    /// Where the client finds the servers.
     address: String,
+    relays: Vec<Daemon>,
     _servers: Vec<Daemon>,
+}
+
+/// What stands between the client's and the server's application.
+pub enum Between<'a> {
+    Nothing,
+    Relays,
+    /// The folder of their program, and their settings.
+    Agents(&'a FilePath, &'a str),
 }
 
 /// Resident and proportional memory of one agent, in MiB.
@@ -27,33 +39,45 @@ pub struct Memory {
 }
 
 impl Path {
-    /// The `number`-th pair of hosts; `agents` is the folder of their program and their settings.
-    pub fn start(estate: &mut Estate, number: u8, name: &str, agents: Option<(&FilePath, &str)>) -> Result<Self> {
-        let config = agents.map(|(_, config)| config.to_owned()).unwrap_or_default();
-        if let Some((folder, _)) = agents {
+    /// The `number`-th pair of hosts.
+    pub fn start(estate: &mut Estate, number: u8, name: &str, between: Between) -> Result<Self> {
+        let mut config = String::new();
+        if let Between::Agents(folder, settings) = between {
             estate.use_programs_in(folder);
+            settings.clone_into(&mut config);
         }
         let spec = |group: &str| HostSpec { groups: vec![format!("bench/{group}")], config: config.clone() };
         let mut client = estate.add_host(&format!("c{number}"), &spec("client"))?;
         let mut server = estate.add_host(&format!("s{number}"), &spec("server"))?;
         link(&client, &server, number)?;
-        let address = format!("10.77.{number}.2");
-        let ports = [("sink", 9901), ("echo", 9902), ("source", 9903)];
-        let servers = ports.iter().map(|(what, port)| serve(&server, what, &format!("{address}:{port}")));
-        let _servers = servers.collect::<Result<Vec<_>>>()?;
-        if agents.is_some() {
-            mesh(estate, &mut server, "server", &address)?;
-            mesh(estate, &mut client, "client", &format!("10.77.{number}.1"))?;
-            wait_until("the client's connections to the server are captured", || captured(&client, &address));
+        let mut address = format!("10.77.{number}.2");
+        let servers = SERVERS.map(|(what, port)| serve(&server, what, &[&format!("{address}:{port}")]));
+        let _servers = servers.into_iter().collect::<Result<Vec<_>>>()?;
+        let mut relays = Vec::new();
+        match between {
+            Between::Nothing => {}
+            Between::Relays => {
+                for (_, port) in SERVERS {
+                    let (server_port, tunnel) = (format!("{address}:{port}"), format!("{address}:1{port}"));
+                    relays.push(serve(&server, "relay", &[&tunnel, &server_port])?);
+                    relays.push(serve(&client, "relay", &[&format!("127.0.0.1:{port}"), &tunnel])?);
+                }
+                "127.0.0.1".clone_into(&mut address);
+            }
+            Between::Agents(..) => {
+                mesh(estate, &mut server, "server", &address)?;
+                mesh(estate, &mut client, "client", &format!("10.77.{number}.1"))?;
+                wait_until("the client's connections to the server are captured", || captured(&client, &address));
+            }
         }
-        Ok(Self { name: name.to_owned(), client, server, address, _servers })
+        Ok(Self { name: name.to_owned(), client, server, address, relays, _servers })
     }
 
-    /// Both agents' CPU so far, in ms (proc(5): utime and stime, in ticks of 10 ms); none on a path without.
+    /// CPU of both sides' proxies so far, in ms (proc(5): utime and stime, in ticks of 10 ms); none on a path without.
     pub fn cpu_ms(&self) -> Result<Option<f64>> {
         let mut total = None;
-        for agent in [&self.client, &self.server].into_iter().filter_map(Host::agent) {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", agent.pid()))?;
+        for proxy in [&self.client, &self.server].into_iter().filter_map(Host::agent).chain(&self.relays) {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", proxy.pid()))?;
             // The name, in parentheses, may hold spaces: fields are counted from its end.
             let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
             for field in [11, 12] {
@@ -78,6 +102,10 @@ impl Path {
     pub fn memory(&self) -> Result<Option<[Memory; 2]>> {
         let (Some(client), Some(server)) = (self.client.agent(), self.server.agent()) else { return Ok(None) };
         Ok(Some([memory(client)?, memory(server)?]))
+    }
+
+    pub fn has_agents(&self) -> bool {
+        self.client.agent().is_some()
     }
 
     /// Runs meshbench on the client to its end; answers its line.
@@ -147,17 +175,19 @@ fn mesh(estate: &Estate, host: &mut Host, group: &str, address: &str) -> Result<
 
 fn captured(client: &Host, address: &str) -> Result<(), String> {
     let rules = client.namespace().run("nft", &["list", "ruleset"]).map_err(|error| error.to_string())?.stdout;
-    let wanted = [9901, 9902, 9903].map(|port| format!("{address} . {port}"));
+    let wanted = SERVERS.map(|(_, port)| format!("{address} . {port}"));
     if wanted.iter().all(|element| rules.contains(element)) { Ok(()) } else { Err(rules) }
 }
 
-fn serve(host: &Host, what: &str, address: &str) -> Result<Daemon> {
+/// Runs meshbench's `what` with `addresses`, the first of which it listens on.
+fn serve(host: &Host, what: &str, addresses: &[&str]) -> Result<Daemon> {
     let mut command = host.namespace().command(&program("meshbench")?.display().to_string());
-    command.args([what, address]);
-    let daemon = Daemon::start(what, command, &host.folder().join(format!("{what}.log")))?;
+    command.arg(what).args(addresses);
+    let listens = *addresses.first().context("a server listens somewhere")?;
+    let daemon = Daemon::start(what, command, &host.folder().join(format!("{what}-{listens}.log")))?;
     wait_until(&format!("{what} listens"), || {
         let listening = host.namespace().shell("ss -Hltn").map_err(|error| error.to_string())?.stdout;
-        if listening.contains(address) { Ok(()) } else { Err(listening) }
+        if listening.contains(listens) { Ok(()) } else { Err(listening) }
     });
     Ok(daemon)
 }

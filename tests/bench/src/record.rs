@@ -7,6 +7,11 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+/// The path with nothing between its hosts.
+pub const DIRECT: &str = "direct";
+/// The path with a relay on each host.
+pub const RELAYS: &str = "relays";
+
 /// One run of the bench.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Run {
@@ -52,12 +57,17 @@ impl Run {
         self.spread(figure, path).map(|spread| spread.median)
     }
 
+    /// The paths with agents.
+    pub fn meshed(&self) -> Vec<String> {
+        self.paths.iter().filter(|path| ![DIRECT, RELAYS].contains(&path.as_str())).cloned().collect()
+    }
+
     /// What every path adds to the direct one at the fixed rate, round by round.
     pub fn add_differences(&mut self) {
         for percentile in ["p50", "p90", "p99"] {
             let Some(paths) = self.samples.get(&format!("rate1k/{percentile}_us")).cloned() else { continue };
-            let Some(direct) = paths.get("direct") else { continue };
-            for (path, values) in paths.iter().filter(|(path, _)| *path != "direct") {
+            let Some(direct) = paths.get(DIRECT) else { continue };
+            for (path, values) in paths.iter().filter(|(path, _)| *path != DIRECT) {
                 for (value, direct) in values.iter().zip(direct) {
                     self.add(&format!("rate1k/{percentile}_added_us"), path, value - direct);
                 }

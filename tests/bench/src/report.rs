@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use comfy_table::{Cell, CellAlignment, Table, TableStyle, presets};
 use serde::Deserialize;
 
-use crate::record::{Run, Spread};
+use crate::record::{DIRECT, RELAYS, Run, Spread};
 use crate::work::{FIGURES, Figure, Goal};
 
 /// Other proxies on the same work (peers.json).
@@ -41,24 +41,25 @@ impl Peers {
     }
 }
 
-/// The whole table; `recorded` is the run to compare with.
+/// The whole table; `recorded` is the run to compare with. × is the ratio to direct, and where direct has no such
+/// figure to the relays.
 pub fn table(run: &Run, recorded: Option<&Run>, peers: &Peers, style: TableStyle) -> String {
     let mut table = Table::new();
     table.load_style(style);
-    let meshed: Vec<&String> = run.paths.iter().filter(|path| *path != "direct").collect();
-    let mut header = vec!["figure".to_owned(), "unit".to_owned(), "direct".to_owned()];
+    let meshed = run.meshed();
+    let mut header = ["figure", "unit", DIRECT, RELAYS].map(str::to_owned).to_vec();
     for path in &meshed {
-        header.extend([path.to_string(), "× direct".to_owned(), "since record".to_owned()]);
+        header.extend([path, "×", "since record"].map(str::to_owned));
     }
     header.extend(PEERS.iter().map(|peer| peer.to_string()));
     header.extend(["goal".to_owned(), "met".to_owned()]);
     table.set_header(header);
     for figure in FIGURES.iter().filter(|figure| run.samples.contains_key(figure.key)) {
-        let direct = run.median(figure.key, "direct");
-        let mut cells = vec![figure.title.to_owned(), figure.unit.to_owned(), shown(direct)];
+        let (direct, relays) = (run.median(figure.key, DIRECT), run.median(figure.key, RELAYS));
+        let mut cells = vec![figure.title.to_owned(), figure.unit.to_owned(), shown(direct), shown(relays)];
         for path in &meshed {
             let own = run.spread(figure.key, path);
-            let ratio = own.zip(direct).map(|(own, direct)| format!("{:.2}", own.median / direct));
+            let ratio = own.zip(direct.or(relays)).map(|(own, base)| format!("{:.2}", own.median / base));
             let before = recorded.and_then(|recorded| recorded.spread(figure.key, path));
             cells.push(shown(own.map(|own| own.median)));
             cells.push(ratio.unwrap_or_default());
@@ -80,7 +81,7 @@ pub fn table(run: &Run, recorded: Option<&Run>, peers: &Peers, style: TableStyle
 pub fn text(run: &Run, recorded: Option<&Run>, peers: &Peers) -> String {
     let since = recorded.map(|run| format!("recorded: {} of {}\n", run.commit, run.date)).unwrap_or_default();
     format!(
-        "{}\n{}, {} worker(s) an agent, {} round(s) of {} s, medians; CPU is both agents together\n{since}peers: {}\n",
+        "{}\n{}, {} worker(s) an agent, {} round(s) of {} s, medians; CPU is both sides together; × is to direct, for CPU to two relays that only pass bytes on\n{since}peers: {}\n",
         table(run, recorded, peers, presets::UTF8_FULL_CONDENSED),
         run.machine,
         run.workers,

@@ -1,5 +1,5 @@
-//! Load of the standard work, and the servers it talks to. Blocking threads and no dependencies, so that
-//! what is measured is the network and the proxies; always built optimised (Cargo.toml, profile.dev).
+//! Load of the standard work, the servers it talks to, and a relay that does nothing else. Blocking threads and
+//! nothing in between, so that what is measured is the network and the proxies; always built optimised (Cargo.toml, profile.dev).
 //!
 //!   meshbench echo ADDR                         echo server
 //!   meshbench sink ADDR                         reads and discards; answers 1 byte at EOF
@@ -9,8 +9,11 @@
 //!   meshbench rr ADDR CONNS SECONDS SIZE [RATE] request/response latency on open connections (RATE req/s in all, 0 = closed loop)
 //!   meshbench crr ADDR CONNS SECONDS            connect + 1-byte echo + close, per second
 //!   meshbench hold ADDR CONNS                   opens CONNS idle connections (one echo each) and holds them until killed
+//!   meshbench relay ADDR TO                     passes connections on to TO: the least that any proxy costs
 //!
 //! The peers' figures were taken with this client; buffers, socket options and the order of calls stay.
+
+mod relay;
 
 use std::io::{Error, Read, Result, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -37,6 +40,7 @@ fn main() -> Result<()> {
         "rr" => request_response(address, connections, seconds, number(5, 64) as usize, number(6, 0)),
         "crr" => connect_request_response(address, connections, seconds),
         "hold" => hold(address, connections),
+        "relay" => relay::run(address, text(3)),
         other => Err(Error::other(format!("unknown work {other:?}: see the head of meshbench's main.rs"))),
     }
 }
