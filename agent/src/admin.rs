@@ -223,8 +223,8 @@ fn plan(parts: &Parts) -> Result<api::admin::Plan, String> {
     let names = parts.names.borrow().via.clone();
     let ports = crate::run::own_ports(&parts.proxy, &config);
     let wanted = wanted::wanted(&snapshot, &config.interception, &names, ports);
-    let running = parts.control.state().wanted;
-    plan::plan(&snapshot, &wanted, running.as_deref()).map_err(|error| telemetry::Chain(&error).to_string())
+    let running = parts.control.state().asked.map(|asked| asked.wanted());
+    plan::plan(&snapshot, &wanted, running.as_ref()).map_err(|error| telemetry::Chain(&error).to_string())
 }
 
 /// The kernel is asked; that may take some milliseconds.

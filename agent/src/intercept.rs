@@ -26,7 +26,7 @@ mod wire;
 pub use block::BlockTable;
 pub use ruleset::Ruleset;
 pub use verify::Hits;
-pub use wanted::{Capture, Exclusions, OwnPorts, Wanted};
+pub use wanted::{Capture, Destination, Exclusions, OwnPorts, Wanted};
 
 /// Interception could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +146,38 @@ impl Interception {
         self.in_force = Some(InForce { asked, resolved });
         routing::prune(&self.routes, routing)?;
         Ok(done)
+    }
+
+    /// Captures these destinations, too, and those no more; all other rules stay. Costs what changes, however many
+    /// there are. On error the earlier rules stay. Without rules in force it does nothing.
+    pub fn change(&mut self, added: &[Destination], gone: &[Destination]) -> Result<Applied, ApplyError> {
+        let Some(present) = &mut self.in_force else { return Ok(Applied::Unchanged) };
+        let (added, gone) = (ruleset::elements(added), ruleset::elements(gone));
+        let count = added.len() + gone.len();
+        if count == 0 {
+            return Ok(Applied::Unchanged);
+        }
+        let mut batch = Batch::default();
+        for (set, elements) in wire::by_set(&gone) {
+            batch.delete_elements(ruleset::TABLE, set, &elements);
+        }
+        for (set, elements) in wire::by_set(&added) {
+            batch.add_elements(ruleset::TABLE, set, &elements);
+        }
+        let sent = batch.send(&self.owner, None).map_err(|error| explain(error, ruleset::TABLE));
+        // Somebody else removed what was to be changed: then all is written again.
+        let is_lost = match sent {
+            Ok(()) => false,
+            Err(ApplyError::Refused { source, .. }) if source.errno == Errno::NOENT => true,
+            Err(error) => return Err(error),
+        };
+        for rules in [Some(&mut present.resolved), present.asked.as_mut()].into_iter().flatten() {
+            rules.change(&added, &gone);
+        }
+        if is_lost {
+            return self.repair().map(|()| Applied::Whole);
+        }
+        Ok(Applied::Elements(count))
     }
 
     /// Looks again which excluded units and cgroups exist; whether anything changed. A restarted

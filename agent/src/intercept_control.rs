@@ -29,6 +29,7 @@ pub mod self_test;
 pub mod wanted;
 
 use self_test::{Baseline, Tester};
+use wanted::Asked;
 
 /// What others see of it.
 #[derive(Debug, Clone)]
@@ -38,7 +39,7 @@ pub struct ControlState {
     pub self_test: Vec<SelfTest>,
     pub rolled_back_because: String,
     /// What was last asked of the kernel.
-    pub wanted: Option<Arc<Wanted>>,
+    pub asked: Option<Arc<Asked>>,
     /// Why the rules are not as wanted; empty when they are.
     pub problem: String,
     /// The kernel removes the rules when the agent dies.
@@ -88,6 +89,8 @@ pub struct Parts {
 pub struct Controller {
     parts: Parts,
     interception: Option<Interception>,
+    /// What the kernel has; unknown after an error, and while connections end.
+    in_force: Option<Arc<Asked>>,
     block: Option<BlockTable>,
     state: watch::Sender<ControlState>,
     commands: mpsc::Receiver<Command>,
@@ -118,7 +121,7 @@ impl Control {
             rolls_back_at: None,
             self_test: vec![],
             rolled_back_because: String::new(),
-            wanted: None,
+            asked: None,
             problem: String::new(),
             owned: false,
         });
@@ -126,6 +129,7 @@ impl Control {
         let controller = Controller {
             parts,
             interception: None,
+            in_force: None,
             block: None,
             state,
             commands,

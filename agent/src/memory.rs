@@ -4,25 +4,48 @@
 //! back from the page cache when it is called again, a page at a time; the heap is malloc's to return.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proxy::drain::DrainWatch;
 
-/// When the start is over.
-const FIRST: Duration = Duration::from_secs(3);
-/// Seldom enough to cost nothing, often enough that a burst is not held for long.
-const PERIOD: Duration = Duration::from_secs(60);
+/// When the start is over, and between looks whether there is something to give back.
+const PERIOD: Duration = Duration::from_secs(3);
+/// An agent that works gives back seldom: what it uses would have to come back at once.
+const BUSY_PERIOD: Duration = Duration::from_secs(60);
+/// Of one core, since the last look; an idle agent needs a tenth of it (docs/performance.md).
+const IDLE_CPU: f64 = 0.01;
+/// What an idle agent keeps without being asked, in KiB: half of what the code of one round of its tasks takes.
+const KEPT_KIB: u64 = 7 << 10;
 
 /// Runs until the drain.
 pub async fn keep_small(drain: DrainWatch) {
-    let mut wait = FIRST;
+    let (mut used, mut given_back) = (Duration::ZERO, Instant::now());
     loop {
         tokio::select! {
-            () = tokio::time::sleep(wait) => give_back(),
+            () = tokio::time::sleep(PERIOD) => {}
             () = drain.signaled() => return,
         }
-        wait = PERIOD;
+        let now_used = cpu_time();
+        let is_idle = now_used.saturating_sub(used) < PERIOD.mul_f64(IDLE_CPU);
+        used = now_used;
+        if is_idle && resident_kib() > KEPT_KIB || given_back.elapsed() >= BUSY_PERIOD {
+            give_back();
+            given_back = Instant::now();
+        }
     }
+}
+
+/// Of all threads so far.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+/// The second number of `/proc/self/statm`, in pages (proc_pid_statm(5)).
+fn resident_kib() -> u64 {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or_default();
+    pages * rustix::param::page_size() as u64 / 1024
 }
 
 /// Once, now.

@@ -204,6 +204,11 @@ impl Snapshot {
         self.workloads.values()
     }
 
+    /// Workloads that `other` does not have, or has otherwise. Cheap where one was made from the other.
+    pub fn workloads_unlike<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a Arc<Workload>> {
+        self.workloads.unlike(&other.workloads, Arc::ptr_eq).map(|(_, workload)| workload)
+    }
+
     /// Every workload at an address; a host that runs several has them all at the same one.
     pub fn workloads_at(&self, address: IpAddr) -> impl Iterator<Item = &Arc<Workload>> {
         let uids = self.workloads_by_address.get(&address).into_iter().flat_map(Keys::iter);
@@ -222,6 +227,15 @@ impl Snapshot {
     pub fn service_by_vip(&self, vip: IpAddr) -> Option<&Arc<Service>> {
         let key = self.services_by_vip.get(&vip)?.iter().min()?;
         self.services.get(key)
+    }
+
+    /// Services that `other` does not have, or has otherwise. Cheap where one was made from the other.
+    pub fn services_unlike<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a Arc<Service>> {
+        self.services.unlike(&other.services, Arc::ptr_eq).map(|(_, service)| service)
+    }
+
+    pub fn has_vip(&self, address: IpAddr) -> bool {
+        self.services_by_vip.get(&address).is_some()
     }
 
     /// Every service that has a virtual address, with its addresses.

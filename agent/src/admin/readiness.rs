@@ -112,7 +112,7 @@ fn of_rules(state: &ControlState) -> Option<String> {
     if state.state == InterceptState::Off {
         return None;
     }
-    match (state.problem.as_str(), &state.wanted) {
+    match (state.problem.as_str(), &state.asked) {
         ("", Some(_)) => None,
         ("", None) => Some("interception is on, and its rules are not in force yet".to_owned()),
         (problem, _) => Some(format!("the rules are not as wanted: {problem}")),

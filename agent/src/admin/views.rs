@@ -60,7 +60,8 @@ fn snapshot_view(snapshot: &Snapshot, discovery: &DiscoveryState) -> SnapshotVie
 
 pub(super) fn intercept(parts: &Parts) -> InterceptView {
     let state = parts.control.state();
-    let bypassed = state.wanted.as_ref().and_then(|wanted| {
+    let wanted = state.asked.map(|asked| asked.wanted());
+    let bypassed = wanted.as_ref().and_then(|wanted| {
         let connections = sockets::open_connections().ok()?;
         Some(sockets::bypassed(&connections, wanted).len() as u64)
     });
@@ -68,7 +69,7 @@ pub(super) fn intercept(parts: &Parts) -> InterceptView {
         state: state.state,
         rolls_back_in_s: state.rolls_back_at.map(|at| at.saturating_duration_since(Instant::now())).map(whole_seconds),
         self_test: state.self_test,
-        captured_addresses: state.wanted.as_ref().map_or(0, |wanted| captured(wanted).len() as u64),
+        captured_addresses: wanted.as_ref().map_or(0, |wanted| captured(wanted).len() as u64),
         bypassed_connections: bypassed.unwrap_or_default(),
         rolled_back_because: state.rolled_back_because,
     }

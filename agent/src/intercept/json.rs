@@ -182,8 +182,8 @@ fn element(element: &Element) -> Expression<'static> {
         Element::Ipv6Range(net) => range(net.addr().to_string(), net.prefix_len(), 128),
         Element::Port(port) => Expression::Number(u32::from(*port)),
         Element::Uid(uid) => Expression::Number(*uid),
-        Element::Interface(name) => Expression::String(name.clone().into()),
-        Element::Cgroup { path, .. } => Expression::String(path.clone().into()),
+        Element::Interface(name) => Expression::String(name.to_string().into()),
+        Element::Cgroup { path, .. } => Expression::String(path.to_string().into()),
     }
 }
 

@@ -46,10 +46,10 @@ pub(crate) enum Element {
     Ipv6Range(Ipv6Net),
     Port(u16),
     Uid(u32),
-    Interface(String),
+    Interface(Box<str>),
     /// A cgroup's path, for people, and its number, which is what the kernel compares.
     Cgroup {
-        path: String,
+        path: Box<str>,
         id: u64,
     },
 }

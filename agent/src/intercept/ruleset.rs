@@ -11,7 +11,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proxy::config::{OWN_MARK, SOURCE_PRESERVING_MARK, TPROXY_MARK};
 
 use super::model::{Chain, ChainHook, ChainKind, Element, Family, Key, Set, Statement, Transport};
-use super::wanted::{Capture, Exclusions, Wanted};
+use super::wanted::{Capture, Destination, Exclusions, Wanted};
 use crate::cgroup::{self, CgroupTree};
 
 /// A whole table, and what else the kernel must know for it to work.
@@ -91,7 +91,35 @@ pub fn build_block(wanted: &Wanted) -> Ruleset {
     rules
 }
 
+/// The elements of these destinations, and the sets they are in.
+pub(super) fn elements(destinations: &[Destination]) -> Vec<(&'static str, Element)> {
+    let element = |destination: &Destination| match *destination {
+        Destination::Service(address) => match address.to_canonical() {
+            address if !is_remote(&address) => None,
+            IpAddr::V4(address) => Some((VIP4, Element::Ipv4(address))),
+            IpAddr::V6(address) => Some((VIP6, Element::Ipv6(address))),
+        },
+        Destination::Workload(endpoint) => match endpoint.ip().to_canonical() {
+            address if !is_remote(&address) => None,
+            IpAddr::V4(address) => Some((ENDPOINT4, Element::Ipv4Port(address, endpoint.port()))),
+            IpAddr::V6(address) => Some((ENDPOINT6, Element::Ipv6Port(address, endpoint.port()))),
+        },
+    };
+    destinations.iter().filter_map(element).collect()
+}
+
 impl Ruleset {
+    /// The same rules with other elements.
+    pub(super) fn change(&mut self, added: &[(&str, Element)], gone: &[(&str, Element)]) {
+        for set in &mut self.sets {
+            for (_, element) in gone.iter().filter(|(name, _)| *name == set.name) {
+                set.elements.remove(element);
+            }
+            let added = added.iter().filter(|(name, _)| *name == set.name);
+            set.elements.extend(added.map(|(_, element)| element.clone()));
+        }
+    }
+
     /// The same rules with the excluded units and cgroups that exist in this tree.
     pub fn with_cgroups(&self, tree: &CgroupTree) -> Self {
         let mut resolved = self.clone();
@@ -100,7 +128,7 @@ impl Ruleset {
             set.elements = excluded
                 .iter()
                 .filter(|(path, _)| set.name == cgroup_set(level(path)))
-                .map(|(path, id)| Element::Cgroup { id: *id, path: path.clone() })
+                .map(|(path, id)| Element::Cgroup { id: *id, path: path.as_str().into() })
                 .collect();
         }
         resolved
@@ -205,8 +233,8 @@ impl Ruleset {
             .collect();
         for family in [Family::V4, Family::V6] {
             let (vip, vip_key, endpoint, endpoint_key) = match family {
-                Family::V4 => ("vip4", Key::Ipv4, "endpoint4", Key::Ipv4Port),
-                Family::V6 => ("vip6", Key::Ipv6, "endpoint6", Key::Ipv6Port),
+                Family::V4 => (VIP4, Key::Ipv4, ENDPOINT4, Key::Ipv4Port),
+                Family::V6 => (VIP6, Key::Ipv6, ENDPOINT6, Key::Ipv6Port),
             };
             let vip = self.set(vip, vip_key, addresses_of(family, &vips));
             let endpoint = self.set(endpoint, endpoint_key, endpoints_of(family, &endpoints));
@@ -336,7 +364,7 @@ fn endpoints_of(family: Family, endpoints: &BTreeSet<SocketAddr>) -> impl Iterat
 /// No interface has an empty name or one over 15 bytes (IFNAMSIZ); cut short it would be another's.
 fn interfaces(exclusions: &Exclusions) -> impl Iterator<Item = Element> {
     let possible = exclusions.interfaces.iter().filter(|name| (1..=15).contains(&name.len()));
-    possible.cloned().map(Element::Interface)
+    possible.map(|name| Element::Interface(name.as_str().into()))
 }
 
 /// Loopback, multicast and unspecified addresses are no peers, whatever the snapshot says.
@@ -356,6 +384,10 @@ fn cgroup_set(level: u32) -> String {
 /// Before Docker's and firewalld's NAT chains (-100), after connection tracking (-200).
 const PRIORITY: i32 = -150;
 const DNS_PORT: u16 = 53;
+const VIP4: &str = "vip4";
+const VIP6: &str = "vip6";
+const ENDPOINT4: &str = "endpoint4";
+const ENDPOINT6: &str = "endpoint6";
 const EXCLUDED_INTERFACE: &str = "excluded_interface";
 /// Units live at these depths: `system.slice/x.service` to
 /// `user.slice/user-1000.slice/user@1000.service/app.slice/x.service`, and one slice more.

@@ -27,6 +27,14 @@ pub struct Wanted {
     pub source_preservation: bool,
 }
 
+/// An address that is captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Destination {
+    /// Every port of it.
+    Service(IpAddr),
+    Workload(SocketAddr),
+}
+
 /// Which outbound connections are taken.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Capture {

@@ -3,7 +3,7 @@
 //! Writes the same expressions as `nft` does, so that `nft list` reads them back as written. A rule
 //! asks for the address family and the transport protocol once, before the first header field.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::model::{Chain, ChainHook, ChainKind, Element, Family, Key, Rule, Set, Statement, Transport};
 use super::ruleset::Ruleset;
@@ -36,6 +36,15 @@ pub(crate) fn change_elements(batch: &mut Batch, table: &str, before: &Set, afte
     batch.delete_elements(table, &before.name, &gone);
     batch.add_elements(table, &before.name, &added);
     gone.len() + added.len()
+}
+
+/// Elements as the kernel keeps them, with those of the same set.
+pub(crate) fn by_set(elements: &[(&'static str, Element)]) -> BTreeMap<&'static str, Vec<RawElement>> {
+    let mut sets: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (set, element) in elements {
+        sets.entry(*set).or_default().push(raw_element(element));
+    }
+    sets
 }
 
 /// The elements of a set as the kernel keeps them.

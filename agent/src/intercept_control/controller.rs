@@ -10,7 +10,8 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{info, warn};
 
-use super::{Command, Controller, wanted};
+use super::wanted::Asked;
+use super::{Command, Controller};
 use crate::config;
 use crate::intercept::ruleset::build;
 use crate::intercept::{Applied, BlockTable, Interception, Ruleset, Wanted};
@@ -222,38 +223,44 @@ impl Controller {
         }
         let names = self.parts.names.borrow().via.clone();
         let obeyed = self.parts.view.load();
-        let mut wanted = wanted::wanted(&obeyed, &self.parts.settings, &names, self.parts.ports);
         self.coming.take_if(|coming| Arc::ptr_eq(coming, &obeyed));
-        if let Some(coming) = &self.coming {
-            wanted.vips.extend(coming.vips());
-            wanted.endpoints.extend(wanted::endpoints(coming));
-        }
-        let applied = self.apply(&build(&wanted));
+        let asked = Asked::new(obeyed, self.coming.clone(), &self.parts.settings, &names, self.parts.ports);
+        let applied = self.ask(&asked);
         match &applied {
             Ok(Applied::Unchanged) => {}
             Ok(Applied::Elements(count)) => tracing::debug!(count, "the captured addresses changed"),
-            Ok(Applied::Whole) => {
-                info!(addresses = wanted.vips.len() + wanted.endpoints.len(), "the rules are in force")
-            }
+            Ok(Applied::Whole) => info!("the rules are in force"),
             Err(problem) if *problem == self.state.borrow().problem => {}
             Err(problem) => warn!(error = problem, "the rules are not as wanted, the earlier ones stay"),
         }
         if applied.is_ok() {
-            self.keep_on_loss(&wanted);
+            self.keep_on_loss(&asked.frame);
             self.parts.proxy.set_transparent(true);
             self.switch_names(true);
         }
         let owned = self.interception.as_ref().is_some_and(Interception::owned);
+        let asked = applied.is_ok().then(|| Arc::new(asked));
+        self.in_force.clone_from(&asked);
         self.state.send_modify(|state| {
-            if applied.is_ok() {
-                state.wanted = Some(Arc::new(wanted));
-            }
+            state.asked = asked.or(state.asked.take());
             state.owned = owned;
             state.problem = applied.err().unwrap_or_default();
         });
     }
 
+    /// Only what changed, where only destinations did: a large mesh changes often.
+    fn ask(&mut self, asked: &Asked) -> Result<Applied, String> {
+        let changes = self.in_force.as_ref().and_then(|before| asked.since(before));
+        match (changes, &mut self.interception) {
+            (Some((added, gone)), Some(interception)) => {
+                interception.change(&added, &gone).map_err(|error| Chain(&error).to_string())
+            }
+            _ => self.apply(&build(&asked.wanted())),
+        }
+    }
+
     fn apply(&mut self, rules: &Ruleset) -> Result<Applied, String> {
+        self.in_force = None;
         if self.interception.is_none() {
             let opened = self.take_over().map_or_else(|| Interception::open(None), Ok);
             self.interception = Some(opened.map_err(|error| Chain(&error).to_string())?);
@@ -351,9 +358,9 @@ impl Controller {
     fn make_quiet(&mut self) {
         self.switch_names(false);
         self.remove_block();
-        let wanted = self.state.borrow().wanted.clone();
-        let Some(wanted) = wanted.filter(|_| self.interception.is_some()) else { return self.remove() };
-        if let Err(problem) = self.apply(&build(&wanted.quiet())) {
+        let asked = self.state.borrow().asked.clone();
+        let Some(asked) = asked.filter(|_| self.interception.is_some()) else { return self.remove() };
+        if let Err(problem) = self.apply(&build(&asked.frame.quiet())) {
             warn!(error = problem, "captured connections cannot be let end, the rules go at once");
             return self.remove();
         }
@@ -376,6 +383,7 @@ impl Controller {
         if self.interception.is_none() && self.parts.parked.is_some() {
             self.interception = self.take_over();
         }
+        self.in_force = None;
         if let Some(mut interception) = self.interception.take() {
             if let Err(error) = interception.remove() {
                 warn!(error = %Chain(&error), "the rules cannot be removed; they go with the agent");
@@ -385,7 +393,7 @@ impl Controller {
             }
         }
         self.state.send_modify(|state| {
-            (state.wanted, state.owned) = (None, false);
+            (state.asked, state.owned) = (None, false);
             state.problem.clear();
         });
     }

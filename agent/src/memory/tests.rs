@@ -16,3 +16,10 @@ fn the_code_is_found_and_less_of_it_is_resident_afterwards() {
     let after = resident_kib("RssFile");
     assert!(after < before, "{before} KiB of files were resident, and {after} are");
 }
+
+#[test]
+fn what_is_used_and_resident_is_known() {
+    assert!(cpu_time() > Duration::ZERO);
+    let (own, from_status) = (super::resident_kib(), resident_kib("VmRSS"));
+    assert!(own.abs_diff(from_status) < from_status / 4, "{own} KiB here, {from_status} there");
+}

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use agent::intercept::{Interception, Wanted, ruleset};
+use agent::intercept::{Applied, Destination, Interception, Wanted, ruleset};
 
 use crate::lab::{Lab, mesh};
 
@@ -20,19 +20,26 @@ fn applying_is_fast_for_large_meshes() {
                 interception.apply(&rules).expect("the rules are taken");
             });
             let replaced = timed(|| interception.repair().expect("the rules are taken"));
-            let mut one_more = wanted.clone();
-            one_more.endpoints.insert("192.0.2.1:80".parse().expect("an endpoint"));
-            let one_more = ruleset::build(&one_more);
+            let (added, gone) =
+                ("192.0.2.1:80".parse().expect("an endpoint"), *wanted.endpoints.first().expect("some"));
             let element = timed(|| {
-                interception.apply(&one_more).expect("the rules are taken");
+                let changes = ([Destination::Workload(added)], [Destination::Workload(gone)]);
+                assert_eq!(
+                    interception.change(&changes.0, &changes.1).expect("the kernel takes it"),
+                    Applied::Elements(2)
+                );
             });
+            let mut one_more = wanted.clone();
+            one_more.endpoints.insert(added);
+            one_more.endpoints.remove(&gone);
+            let one_more = ruleset::build(&one_more);
             let unchanged = timed(|| {
-                interception.apply(&one_more).expect("the rules are taken");
+                assert_eq!(interception.apply(&one_more).expect("the rules are taken"), Applied::Unchanged);
             });
             let verified =
                 timed(|| assert_eq!(interception.verify().expect("the kernel answers"), Vec::<String>::new()));
             println!(
-                "{count} endpoints: first {whole:?}, replace {replaced:?}, one element {element:?}, \
+                "{count} endpoints: first {whole:?}, replace {replaced:?}, one changed {element:?}, \
                  unchanged {unchanged:?}, verify {verified:?}"
             );
             assert!(whole < Duration::from_secs(5));

@@ -48,6 +48,18 @@ impl<K: Eq + Hash, V> SharedMap<K, V> {
         self.shards.iter().flat_map(|shard| shard.iter())
     }
 
+    /// Entries of this map that are not the same in `other`. Costs what differs where one was made from the
+    /// other: what they share is not looked at.
+    pub fn unlike<'a>(
+        &'a self,
+        other: &'a Self,
+        same: impl Fn(&V, &V) -> bool + 'a,
+    ) -> impl Iterator<Item = (&'a K, &'a V)> {
+        let shards = self.shards.iter().zip(other.shards.iter()).filter(|(own, others)| !Arc::ptr_eq(own, others));
+        let entries = shards.flat_map(|(own, _)| own.iter());
+        entries.filter(move |(key, value)| !other.get(*key).is_some_and(|others| same(value, others)))
+    }
+
     pub fn keys(&self) -> impl Iterator<Item = &K> {
         self.iter().map(|(key, _)| key)
     }

@@ -4,8 +4,12 @@
 use std::collections::BTreeSet;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use agent::discovery::Holdings;
+use agent::intercept::OwnPorts;
+use agent::intercept_control::wanted::Asked;
+use agent::names::NamesVia;
 use api::policy::{Action, Connection};
 use api::snapshot::Change;
 use api::{Delta, SpiffeId};
@@ -34,6 +38,7 @@ pub const STEPS: &[Named] = &[
     ("answer a DNS question", answer_name),
     ("apply one changed endpoint to the snapshot", change_endpoint),
     ("take one changed endpoint from the wire and publish it", take_endpoint),
+    ("find what one moved endpoint changes of the rules", move_endpoint),
 ];
 
 /// Large enough that indexes have depth, small enough to be made under valgrind.
@@ -126,5 +131,22 @@ pub fn take_endpoint_of(n_workloads: u32) -> Step {
     Box::new(move || {
         black_box(holdings.take(black_box(response.clone())));
         view.publish(holdings.snapshot().clone());
+    })
+}
+
+fn move_endpoint() -> Step {
+    move_endpoint_of(WORKLOADS)
+}
+
+/// The same in a mesh of any size.
+pub fn move_endpoint_of(n_workloads: u32) -> Step {
+    let (settings, before) = (agent::config::Config::defaults().interception, Arc::new(world::snapshot(n_workloads)));
+    let moved = api::Workload { addresses: vec![world::address(n_workloads)], ..world::workload(777) };
+    let after = Arc::new(before.apply(Delta { revision: 2, changes: vec![Change::Workload(moved)] }));
+    let asked = move |coming| Asked::new(before.clone(), coming, &settings, &NamesVia::Resolved, OwnPorts::default());
+    let now = asked(None);
+    Box::new(move || {
+        let changes = asked(Some(after.clone())).since(black_box(&now));
+        assert_eq!(changes.map(|(added, gone)| (added.len(), gone.len())), Some((1, 0)));
     })
 }

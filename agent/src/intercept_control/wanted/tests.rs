@@ -96,3 +96,34 @@ fn the_configuration_is_carried_over() {
     assert_eq!((wanted.exclusions.uids.len(), wanted.exclusions.ports.len(), wanted.exclusions.cidrs.len()), (1, 1, 1));
     assert!(wanted.exclusions.units.contains("backup.service"));
 }
+
+#[test]
+fn only_destinations_that_came_or_went_are_changed() {
+    let (settings, before) = (config::Config::defaults().interception, Arc::new(snapshot()));
+    let asked = |obeyed: &Arc<Snapshot>, coming: Option<&Arc<Snapshot>>| {
+        Asked::new(obeyed.clone(), coming.cloned(), &settings, &NamesVia::Resolved, OwnPorts::default())
+    };
+    let endpoint = |text: &str| Destination::Workload(text.parse().expect("an endpoint"));
+    let next = |changes| Arc::new(before.apply(Delta { revision: 2, changes }));
+    let now = asked(&before, None);
+    // A second workload at an address that is captured already, and one at a new one.
+    let after = next(vec![
+        workload("same", 1, TunnelProtocol::Hbone),
+        workload("new", 3, TunnelProtocol::Hbone),
+        Change::AddressRemoved("meshed".into()),
+    ]);
+    let new = vec![endpoint("10.0.0.3:8080"), endpoint("[fd00::3]:8080")];
+    let covering = asked(&before, Some(&after));
+    assert_eq!(covering.since(&now), Some((new.clone(), vec![])));
+    let settled = asked(&after, None);
+    assert_eq!(settled.since(&covering), Some((vec![], vec![])), "the address of the one that went is another's, too");
+    assert_eq!(now.since(&settled), Some((vec![], new)));
+    assert_eq!(settled.wanted(), wanted(&after, &settings, &NamesVia::Resolved, OwnPorts::default()));
+    // Health moves nothing; the last service address takes its rules along.
+    assert_eq!(
+        asked(&next(vec![workload("meshed", 1, TunnelProtocol::Hbone)]), None).since(&now),
+        Some((vec![], vec![]))
+    );
+    assert_eq!(asked(&next(vec![Change::AddressRemoved("shop/orders.shop.mesh".into())]), None).since(&now), None);
+    assert_eq!(asked(&next(vec![Change::HostRemoved]), None).since(&now), None);
+}
