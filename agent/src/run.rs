@@ -95,6 +95,7 @@ const STATUS_PERIOD: Duration = Duration::from_secs(5);
 /// Runs the daemon until it is told to stop. Call it once, with `telemetry::nss::pin` and the crypto
 /// provider in place.
 pub fn run(sources: &Sources) -> Result<(), RunError> {
+    memory::map_narrowly();
     let broken = |error: std::io::Error| RunError::TakeOver { problem: error.to_string() };
     let Some((predecessor, parked)) = Predecessor::of_this_process().map_err(broken)? else {
         return run_after(sources, systemd::parked(), None);

@@ -12,9 +12,19 @@ fn the_code_is_found_and_less_of_it_is_resident_afterwards() {
     let exe = fs::read_link("/proc/self/exe").expect("a program");
     assert!(!code().is_empty(), "no code of {}", exe.display());
     let before = resident_kib("RssFile");
-    give_back();
+    give_back(&code());
     let after = resident_kib("RssFile");
     assert!(after < before, "{before} KiB of files were resident, and {after} are");
+}
+
+#[test]
+fn code_that_is_mapped_narrowly_is_found_whole_and_runs_on() {
+    let before = code();
+    map_narrowly();
+    assert_eq!(code(), before);
+    let maps = fs::read_to_string("/proc/self/maps").expect("proc is mounted");
+    let pieces = maps.lines().filter(|line| line.contains(" r-xp ")).count();
+    assert!(pieces > before[0].1 / WINDOW / 2, "{pieces} mappings of {} bytes", before[0].1);
 }
 
 #[test]

@@ -76,7 +76,8 @@ pub(crate) async fn serve(
     let result = Label("result", if shaken.is_ok() { "ok" } else { "failed" });
     shared.observers.metrics.handshakes.get_or_create(&result).inc();
     match shaken {
-        Ok(Spoken::Hbone(peer, server)) => serve_streams(shared, peer, server, drain, tasks).await,
+        // Boxed: HTTP/2 needs ten times the room of a flow, once for all streams of a peer.
+        Ok(Spoken::Hbone(peer, server)) => Box::pin(serve_streams(shared, peer, server, drain, tasks)).await,
         Ok(Spoken::Flow { peer, stream, not_after }) => flow::serve(shared, peer, stream, not_after, drain).await,
         // Whoever only looks whether the port is open (a load balancer, a scanner) is no event.
         Err(error @ HandshakeError::Left(_)) => {
