@@ -18,6 +18,8 @@
 
 SHELL := /bin/bash -o pipefail
 TARGET := x86_64-unknown-linux-gnu
+# Rust's name of what ARCH says.
+FOR := $(if $(filter arm64,$(ARCH)),aarch64-unknown-linux-gnu,$(TARGET))
 DEBUG := target/$(TARGET)/debug
 RELEASE := target/$(TARGET)/release
 CARGO_FLAGS ?= --locked
@@ -101,13 +103,16 @@ instructions:
 	cargo build $(CARGO_FLAGS) --profile bench -p bench --bin instructions
 	$(RELEASE)/instructions $(if $(RECORD),--record)
 
-# VERSION=1.2.3 makes them of another version, ARCH=arm64 of programs for that machine,
-# PROGRAMS=FOLDER of programs that are there, ARCHIVE_KEY=FILE with the keyring's package.
+# VERSION=1.2.3 makes them of another version, ARCH=arm64 for that machine (docs/packages.md says what that needs),
+# PROGRAMS=FOLDER of programs that are there (with ARCH also NATIVE=FOLDER, of such that run here),
+# ARCHIVE_KEY=FILE with the keyring's package.
 PACKAGES ?= target/packages
 packages: tools
-	$(if $(PROGRAMS),,cargo build $(CARGO_FLAGS) --release -p cli -p controlplane --bins)
-	cargo xtask package --programs $(or $(PROGRAMS),$(RELEASE)) --out $(PACKAGES) $(if $(VERSION),--version $(VERSION)) \
-		$(if $(ARCH),--arch $(ARCH) --native-programs $(RELEASE)) $(if $(ARCHIVE_KEY),--archive-key $(ARCHIVE_KEY))
+	$(if $(PROGRAMS),,cargo build $(CARGO_FLAGS) --release --target $(FOR) -p cli -p controlplane --bins)
+	$(if $(ARCH),$(if $(NATIVE),,cargo build $(CARGO_FLAGS) --release -p cli -p controlplane --bins))
+	cargo xtask package --programs $(or $(PROGRAMS),target/$(FOR)/release) --out $(PACKAGES) \
+		$(if $(VERSION),--version $(VERSION)) \
+		$(if $(ARCH),--arch $(ARCH) --native-programs $(or $(NATIVE),$(RELEASE))) $(if $(ARCHIVE_KEY),--archive-key $(ARCHIVE_KEY))
 
 # OCI archives of both programs, for `podman load` and `skopeo copy`; no daemon is needed.
 IMAGES ?= target/images

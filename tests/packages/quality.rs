@@ -22,6 +22,40 @@ fn made_again_they_are_the_same_to_the_byte() -> Result<()> {
     Ok(())
 }
 
+/// What a cross build brings: programs that cannot run here.
+#[test]
+fn programs_of_another_machine_are_packaged_as_what_they_are_and_not_as_ours() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (foreign, out) = (folder.path().join("arm64"), folder.path().join("packages"));
+    std::fs::create_dir(&foreign)?;
+    for name in ["tombolo", "tombolo-controlplane"] {
+        // elf(5): magic, 64 bits, little endian, and at 18 the machine, AArch64.
+        let mut program = b"\x7fELF\x02\x01\x01".to_vec();
+        program.resize(64, 0);
+        program[18] = 183;
+        std::fs::write(foreign.join(name), program)?;
+    }
+    let mut command = Command::new(tests::estate::program("xtask")?);
+    command.args(["package", "--quick", "--version", NEW, "--out"]).arg(&out).arg("--programs").arg(&foreign);
+    command.arg("--native-programs").arg(tests::repository::programs()?);
+    let mistaken = finish(clone_of(&command), LIMIT)?;
+    ensure!(!mistaken.ok() && mistaken.stderr.contains("was not built for amd64"), "{mistaken:?}");
+    run(command.args(["--arch", "arm64"]))?;
+    let deb = out.join(format!("tombolo_{NEW}-1_arm64.deb"));
+    let said = run(Command::new("dpkg-deb").args(["-f"]).arg(deb).arg("Architecture"))?;
+    ensure!(said.trim() == "arm64", "{said}");
+    let rpm = out.join(format!("tombolo-{NEW}-1.aarch64.rpm"));
+    let said = run(Command::new("rpm").args(["-qp", "--qf", "%{ARCH}"]).arg(rpm))?;
+    ensure!(said == "aarch64", "{said}");
+    Ok(())
+}
+
+fn clone_of(command: &Command) -> Command {
+    let mut same = Command::new(command.get_program());
+    same.args(command.get_args());
+    same
+}
+
 fn sums(folder: &Path) -> Result<BTreeMap<String, String>> {
     let said = run(Command::new("sh").args(["-c", "cd \"$0\" && sha256sum *"]).arg(folder))?;
     let pairs = said.lines().filter_map(|line| line.split_once("  "));

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -151,6 +152,7 @@ pub fn run(args: PackageArgs) -> Result<()> {
         out,
     };
     build.check_version()?;
+    build.check_programs()?;
     build.make(args.archive_key.as_deref())?;
     for package in &description.package {
         if package.name == "tombolo-archive-keyring" && args.archive_key.is_none() {
@@ -176,6 +178,21 @@ impl Build {
         let sound = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '~' | '+');
         let digit = self.version.starts_with(|c: char| c.is_ascii_digit());
         ensure!(digit && self.version.chars().all(sound), "{} is no version: digits, letters, . ~ +", self.version);
+        Ok(())
+    }
+
+    /// Whether they are for the machine that the packages will be for; a script is for any.
+    fn check_programs(&self) -> Result<()> {
+        // elf(5), e_machine: EM_X86_64, EM_AARCH64.
+        let machine: u16 = if self.arch == "arm64" { 183 } else { 62 };
+        for name in ["tombolo", "tombolo-controlplane"] {
+            let path = self.programs.join(name);
+            let mut head = [0; 20];
+            let read = fs::File::open(&path).and_then(|mut file| file.read(&mut head));
+            read.with_context(|| format!("cannot read {}", path.display()))?;
+            let is_other = head.starts_with(b"\x7fELF") && u16::from_le_bytes([head[18], head[19]]) != machine;
+            ensure!(!is_other, "{} was not built for {}: build it for that, or say --arch", path.display(), self.arch);
+        }
         Ok(())
     }
 
