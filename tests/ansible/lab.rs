@@ -9,7 +9,7 @@ use tests::census::Census;
 use tests::document::workspace;
 use tests::machine::Release;
 use tests::netns::finish;
-use tests::repository::{NEW, OLD, Repository, URL, make_packages, programs, run};
+use tests::repository::{NEW, OLD, Repository, URL, make_packages, programs, provide_the_distribution, run};
 use tests::{Daemon, Estate, Machine, wait_until};
 
 use crate::recap::Recap;
@@ -34,7 +34,7 @@ impl Lab {
         std::fs::create_dir_all(folder.join("ssh"))?;
         run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(folder.join("ssh/key")))?;
         let server = Repository::serve(&estate, &repository.path("repository"))?;
-        let boot = |name| managed(&estate, name, &folder);
+        let boot = |name| managed(&estate, name, &folder, Release::BookwormManaged);
         let (cp1, orders, web) = (boot("cp1")?, boot("orders")?, boot("web")?);
         orders.start_unit("shop", "/usr/bin/testhost http [::]:8080 orders")?;
         let before = [&cp1, &orders, &web].map(Census::take).into_iter().collect::<Result<Vec<_>>>()?;
@@ -81,6 +81,24 @@ impl Lab {
         let installed = self.shell("ansible-galaxy collection install built/*.tar.gz --offline")?;
         ensure!(installed.ok(), "{}", installed.said);
         Ok(())
+    }
+
+    /// A fourth machine, in no inventory yet, whose only package manager is dnf.
+    pub fn boot_with_dnf(&self, name: &str) -> Result<Machine> {
+        let machine = managed(&self.estate, name, &self.folder, Release::ManagedWithDnf)?;
+        provide_the_distribution(&machine)?;
+        // Where dnf is at home these are there. Ansible takes apt for the package manager of whatever is a Debian.
+        machine.run_ok("mkdir", &["-p", "/etc/yum.repos.d"])?;
+        machine.write("/etc/dnf/vars/releasever", "12\n")?;
+        machine.run_ok("rm", &["/usr/bin/apt-get", "/usr/bin/apt", "/etc/debian_version"])?;
+        machine.write("/usr/lib/os-release", "NAME=\"Fedora Linux\"\nID=fedora\nVERSION_ID=12\n")?;
+        machine.write("/etc/redhat-release", "Fedora release 12 (Test)\n")?;
+        Ok(machine)
+    }
+
+    /// Lines beside the inventory of ansible/README.md.
+    pub fn write_more(&self, lines: &str) -> Result<()> {
+        Ok(std::fs::write(self.path("inventory/more.yml"), lines)?)
     }
 
     /// A file of the operator's folder.
@@ -160,8 +178,8 @@ impl Drop for Lab {
 }
 
 /// A machine that the operator's key opens, with nothing to install from.
-fn managed(estate: &Estate, name: &str, folder: &Path) -> Result<Machine> {
-    let machine = Machine::boot_bare_release(estate, name, Release::BookwormManaged)?;
+fn managed(estate: &Estate, name: &str, folder: &Path, release: Release) -> Result<Machine> {
+    let machine = Machine::boot_bare_release(estate, name, release)?;
     machine.write("/etc/apt/sources.list", "")?;
     machine.write("/root/.ssh/authorized_keys", &std::fs::read_to_string(folder.join("ssh/key.pub"))?)?;
     wait_until(&format!("sshd of {name} listens"), || match machine.shell("ss -Htln sport = :22") {
@@ -175,6 +193,7 @@ fn managed(estate: &Estate, name: &str, folder: &Path) -> Result<Machine> {
 pub const VERSIONS: [&str; 2] = [OLD, NEW];
 pub const BROKEN: &str = "0.9.2";
 const BROKEN_PROGRAM: &str = "#!/bin/sh\n\
+    [ \"$*\" = --version ] && exec echo tombolo 0.9.2\n\
     [ \"$*\" = 'agent --config /etc/tombolo/agent.toml' ] && { echo 'this build is broken' >&2; exit 1; }\n\
     exec /opt/built/tombolo \"$@\"\n";
 

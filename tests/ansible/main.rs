@@ -4,6 +4,8 @@
 //! The controller's `ansible-playbook` is in target/ansible/venv, which `make test-ansible` makes.
 
 mod check_mode;
+mod copied;
+mod dnf;
 mod documents;
 mod interception;
 mod inventory;

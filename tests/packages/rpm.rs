@@ -1,14 +1,12 @@
 //! A life with dnf, on a Debian whose only packages for rpm are ours: what the distribution would bring
 //! (`/bin/sh`, systemd) is said to be there by a package that is made for it.
 
-use std::process::Command;
-
 use anyhow::{Result, ensure};
 use tests::machine::{AGENT, Release};
 
 use crate::deb::ensure_out_of_the_path;
 use crate::site::Site;
-use tests::repository::{NEW, OLD, Repository, run};
+use tests::repository::{NEW, OLD, Repository, provide_the_distribution};
 
 #[test]
 fn a_life_with_dnf() -> Result<()> {
@@ -51,21 +49,9 @@ fn a_life_with_dnf() -> Result<()> {
     Ok(())
 }
 
-/// A package that holds nothing and provides what ours ask for.
+/// dnf's own world, and the key of the test's repository, as an administrator imports it.
 pub fn install_the_distribution(site: &Site) -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let spec = folder.path().join("distribution.spec");
-    std::fs::write(
-        &spec,
-        "Name: distribution\nVersion: 12\nRelease: 1\nSummary: what Debian brings\nLicense: none\nBuildArch: noarch\n\
-         Provides: /bin/sh\nProvides: systemd\nProvides: config(tombolo-agent)\n%description\nNothing.\n%files\n",
-    )?;
-    let top = folder.path().display().to_string();
-    run(Command::new("rpmbuild").args(["-bb", "--quiet", "--define", &format!("_topdir {top}")]).arg(&spec))?;
-    let made = folder.path().join("RPMS/noarch/distribution-12-1.noarch.rpm");
-    std::fs::copy(made, site.web.path("/root/distribution.rpm")?)?;
-    site.web.run_ok("rpm", &["-i", "/root/distribution.rpm"])?;
-    // Of the test's own key, as an administrator imports the repository's.
+    provide_the_distribution(&site.web)?;
     let key = Repository::made()?.path("repository/tombolo-archive-keyring.asc");
     std::fs::copy(key, site.web.path("/root/key.asc")?)?;
     site.web.run_ok("rpm", &["--import", "/root/key.asc"]).map(|_| ())

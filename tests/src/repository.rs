@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::daemon::Daemon;
 use crate::document::workspace;
 use crate::estate::{Estate, program};
+use crate::machine::Machine;
 use crate::netns::finish;
 use crate::wait::wait_until;
 use anyhow::{Context, Result, ensure};
@@ -139,6 +140,22 @@ pub fn programs() -> Result<PathBuf> {
         std::fs::rename(partial, folder.join(name))?;
     }
     Ok(STRIPPED.get_or_init(|| folder).clone())
+}
+
+/// A Debian with dnf has no packages for rpm but ours: one that holds nothing provides what ours ask for.
+pub fn provide_the_distribution(machine: &Machine) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let spec = folder.path().join("distribution.spec");
+    std::fs::write(
+        &spec,
+        "Name: distribution\nVersion: 12\nRelease: 1\nSummary: what Debian brings\nLicense: none\nBuildArch: noarch\n\
+         Provides: /bin/sh\nProvides: systemd\nProvides: config(tombolo-agent)\n%description\nNothing.\n%files\n",
+    )?;
+    let top = folder.path().display().to_string();
+    run(Command::new("rpmbuild").args(["-bb", "--quiet", "--define", &format!("_topdir {top}")]).arg(&spec))?;
+    let made = folder.path().join("RPMS/noarch/distribution-12-1.noarch.rpm");
+    std::fs::copy(made, machine.path("/root/distribution.rpm")?)?;
+    machine.run_ok("rpm", &["-i", "/root/distribution.rpm"]).map(|_| ())
 }
 
 /// Runs a tool of this machine, which must succeed; answers its standard output.

@@ -24,12 +24,14 @@ pub enum Release {
     BookwormWithDnf,
     /// Debian 12 as Ansible finds servers: sshd and Python; and Postgres, for which there is no mirror inside.
     BookwormManaged,
+    /// The same with dnf, and without Postgres.
+    ManagedWithDnf,
 }
 
 impl Release {
     fn codename(self) -> &'static str {
         match self {
-            Self::Bookworm | Self::BookwormWithDnf | Self::BookwormManaged => "bookworm",
+            Self::Bookworm | Self::BookwormWithDnf | Self::BookwormManaged | Self::ManagedWithDnf => "bookworm",
             Self::Trixie => "trixie",
         }
     }
@@ -40,6 +42,16 @@ impl Release {
             Self::Bookworm | Self::Trixie => self.codename(),
             Self::BookwormWithDnf => "bookworm-dnf",
             Self::BookwormManaged => "bookworm-managed",
+            Self::ManagedWithDnf => "bookworm-dnf-managed",
+        }
+    }
+
+    /// The root that it is made of, and what it has besides.
+    fn managed(self) -> Option<(Self, &'static [&'static str])> {
+        match self {
+            Self::Bookworm | Self::Trixie | Self::BookwormWithDnf => None,
+            Self::BookwormManaged => Some((Self::Bookworm, SERVICES)),
+            Self::ManagedWithDnf => Some((Self::BookwormWithDnf, &["openssh-server"])),
         }
     }
 
@@ -56,8 +68,10 @@ pub fn root(release: Release) -> Result<PathBuf> {
     if path.exists() {
         return Ok(path);
     }
-    // A managed machine is Debian 12 and more.
-    let base = if release == Release::BookwormManaged { root(Release::Bookworm)? } else { PathBuf::new() };
+    let managed = match release.managed() {
+        Some((base, services)) => Some((root(base)?, services)),
+        None => None,
+    };
     let lock = File::create(path.with_extension("lock"))?;
     lock.lock().context("cannot lock the root")?;
     if path.exists() {
@@ -68,12 +82,12 @@ pub fn root(release: Release) -> Result<PathBuf> {
         fs::remove_dir_all(&partial).context("cannot remove a root that was not finished")?;
     }
     eprintln!("making Debian {} in {} once: about two minutes", release.codename(), path.display());
-    match release {
-        Release::BookwormManaged => {
+    match managed {
+        Some((base, services)) => {
             crate::repository::run(Command::new("cp").arg("-a").arg(&base).arg(&partial))?;
-            install_services(&partial)?;
+            install_services(&partial, services)?;
         }
-        _ => debootstrap(release, &partial)?,
+        None => debootstrap(release, &partial)?,
     }
     tidy_up(&partial)?;
     fs::rename(&partial, &path)?;
@@ -91,7 +105,7 @@ fn debootstrap(release: Release, folder: &Path) -> Result<()> {
 }
 
 /// Packages whose services must not start here: policy-rc.d(8) says so to their scripts.
-fn install_services(folder: &Path) -> Result<()> {
+fn install_services(folder: &Path, services: &[&str]) -> Result<()> {
     let policy = folder.join("usr/sbin/policy-rc.d");
     fs::write(&policy, "#!/bin/sh\nexit 101\n")?;
     fs::set_permissions(&policy, fs::Permissions::from_mode(0o755))?;
@@ -99,7 +113,7 @@ fn install_services(folder: &Path) -> Result<()> {
     let resolver = folder.join("run/systemd/resolve/stub-resolv.conf");
     fs::create_dir_all(resolver.parent().context("a file is in a folder")?)?;
     fs::copy("/etc/resolv.conf", &resolver)?;
-    let install = ["-y", "--no-install-recommends", "install"].iter().chain(SERVICES).copied().collect();
+    let install = ["-y", "--no-install-recommends", "install"].iter().chain(services).copied().collect();
     for line in [vec!["update"], install] {
         let mut command = Command::new("chroot");
         command.arg(folder).args(["apt-get", "-q"]).args(line);
@@ -158,5 +172,5 @@ const PACKAGES: &[&str] = &[
     "bind9-dnsutils",
 ];
 
-/// What only managed machines have.
+/// What only managed machines have, besides Debian.
 const SERVICES: &[&str] = &["openssh-server", "python3", "python3-apt", "postgresql"];
