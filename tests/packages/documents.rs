@@ -44,6 +44,8 @@ fn packages_md_leads_to_an_installed_agent_and_back_by_dnf() -> Result<()> {
 fn follow(site: &Site, place: &str) -> Result<Vec<String>> {
     let mut typed = Vec::new();
     for block in document::blocks(Path::new("docs/packages.md"))? {
+        let stranger = block.places.iter().find(|place| !["apt", "dnf"].contains(&place.as_str()));
+        ensure!(stranger.is_none(), "{}: nobody set up {stranger:?}", block.at);
         if !block.places.iter().any(|known| known == place) {
             continue;
         }
