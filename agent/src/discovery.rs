@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use api::wire::xds::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use api::wire::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 use arc_swap::ArcSwap;
+use futures_util::{StreamExt, stream};
 use identity::{Bundles, Credentials};
 use proxy::drain::DrainWatch;
 use proxy::view::View;
@@ -143,16 +144,14 @@ impl Discovery {
         let lost = |why: String| Ended::Lost { why, received: false };
         let serial = self.link.serial();
         let (requests, outgoing) = mpsc::channel(holdings::TYPES.len() * 2);
-        let subscriptions = self.held().subscriptions(&self.node);
-        for request in subscriptions {
-            if requests.send(request).await.is_err() {
-                return lost("the stream ended before it began".to_owned());
-            }
-        }
+        // Made when they can be sent: they name all that is held, and the control plane may be away.
+        let (holdings, node) = (self.holdings.clone(), self.node.clone());
+        let first = stream::once(async move { stream::iter(held(&holdings).subscriptions(&node)) }).flatten();
+        let outgoing = first.chain(ReceiverStream::new(outgoing));
         let mut client =
             AggregatedDiscoveryServiceClient::new(self.link.channel()).max_decoding_message_size(MAX_RESPONSE_BYTES);
         let opened = tokio::select! {
-            opened = client.delta_aggregated_resources(ReceiverStream::new(outgoing)) => opened,
+            opened = client.delta_aggregated_resources(outgoing) => opened,
             () = drain.signaled() => return Ended::Drained,
         };
         let responses = match opened {
@@ -239,9 +238,13 @@ impl Discovery {
     }
 
     fn held(&self) -> MutexGuard<'_, Holdings> {
-        // Nothing under this lock waits; a panic in it leaves whole values.
-        self.holdings.lock().unwrap_or_else(PoisonError::into_inner)
+        held(&self.holdings)
     }
+}
+
+fn held(holdings: &Mutex<Holdings>) -> MutexGuard<'_, Holdings> {
+    // Nothing under this lock waits; a panic in it leaves whole values.
+    holdings.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Puts the snapshot's roots in force. Those of the own trust domain are never lost: without them

@@ -12,8 +12,8 @@ use proxy::drain::DrainWatch;
 const PERIOD: Duration = Duration::from_secs(3);
 /// An agent that works gives back seldom: what it uses would have to come back at once.
 const BUSY_PERIOD: Duration = Duration::from_secs(60);
-/// Of one core, since the last look; an idle agent needs a tenth of it (docs/performance.md).
-const IDLE_CPU: f64 = 0.01;
+/// Of one core, since the last look: what is given back then costs nothing that shows when it comes back.
+const IDLE_CPU: f64 = 0.05;
 /// What an idle agent keeps without being asked, in KiB: half of what the code of one round of its tasks takes.
 const KEPT_KIB: u64 = 7 << 10;
 

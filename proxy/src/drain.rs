@@ -8,6 +8,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
@@ -120,10 +121,8 @@ impl Tasks {
         // lock, because a runtime that shuts down drops the future, and so `Ended`, inside `spawn`.
         let id = self.set().add();
         let ended = Ended { tasks: self.clone(), id };
-        let task = tokio::spawn(async move {
-            let _ended = ended;
-            future.await;
-        });
+        // An async block would have room for the future twice: where it was given and where it is awaited.
+        let task = tokio::spawn(future.map(|()| drop(ended)));
         let mut set = self.set();
         if set.aborted {
             task.abort();

@@ -18,7 +18,7 @@ async fn the_futures_of_a_connection_stay_small() {
     check("copying", size_of_val(&copy), 500);
     check("outbound", of_method(&Connection::serve), 1280);
     check("a flow", of_function5(&crate::inbound::flow::serve), 1280);
-    check("what carries it", of_function6(&crate::inbound::connection::serve), 1600);
+    check("what carries it", of_function6(&crate::inbound::connection::serve), 1536);
     check("a stream", of_method2(&Stream::serve), 1280);
 }
 

@@ -56,8 +56,8 @@ struct Arguments {
     documents: bool,
 }
 
-/// How long agents have to give memory back after their connections closed.
-const RELEASE_TIME: Duration = Duration::from_secs(3);
+/// Until an agent with nothing to do has given back what it took last: it looks every three seconds.
+const RELEASE_TIME: Duration = Duration::from_secs(7);
 /// Descriptors that an agent has beside its connections, generously.
 const OWN_FILES: u64 = 500;
 
@@ -107,10 +107,13 @@ fn measure(arguments: &Arguments) -> Result<Run> {
         paths: paths.iter().map(|path| path.name.clone()).collect(),
         ..Run::default()
     };
-    for path in &paths {
-        if wanted("idle") {
+    if wanted("idle") {
+        std::thread::sleep(RELEASE_TIME);
+        for path in &paths {
             remember(&mut run, path, "idle")?;
         }
+    }
+    for path in &paths {
         path.meshbench("rr", 9902, ["2", "1", "64"].map(str::to_owned).into_iter(), 1).context("the first second")?;
     }
     for round in 1..=arguments.rounds {
@@ -152,6 +155,7 @@ fn hold(run: &mut Run, path: &Path, most: u64) -> Result<()> {
     for connections in HELD.iter().filter(|connections| **connections <= most) {
         eprintln!("{}: {connections} open connections", path.name);
         let mut holding = path.hold(*connections)?;
+        std::thread::sleep(RELEASE_TIME);
         let Some(memory) = remember(run, path, &format!("hold{connections}"))? else { return Ok(()) };
         seen.push((*connections as f64, memory));
         holding.stop()?;

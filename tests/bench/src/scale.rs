@@ -29,6 +29,7 @@ pub fn run(estate: &mut Estate, programs: &Path, config: &str) -> Result<Vec<(&'
         let lines: Vec<_> = text.lines().skip(small).filter_map(|line| serde_json::from_str(line).ok()).collect();
         at(&lines, RULES).map(|_| lines).map_err(|error| format!("{error:#}"))
     });
+    std::thread::sleep(4 * crate::RELEASE_TIME);
     let agent = host.agent().context("the agent was started")?;
     Ok(vec![
         ("rss_mib", agent.rss_kib()? as f64 / 1024.0),

@@ -1,7 +1,7 @@
 //! The promises about size, checked on the programs as they ship: `sizes FOLDER`.
 //!
 //! Static (no interpreter in the ELF headers, as ldd reads them), `tombolo` at most 25 MiB on disk,
-//! an idle agent at most 12 MiB resident.
+//! an idle agent at most 8 MiB resident.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +12,7 @@ use tests::netns::finish;
 use tests::{Estate, HostSpec, wait_until, within};
 
 const PROGRAM_LIMIT_BYTES: u64 = 25 << 20;
-const IDLE_LIMIT_KIB: u64 = 12 << 10;
+const IDLE_LIMIT_KIB: u64 = 8 << 10;
 /// Long enough for two leases, two looks at the rules and what else an idle agent does.
 const WATCHED: Duration = Duration::from_secs(30);
 
