@@ -84,6 +84,12 @@ impl Standing {
         self.lock().get(identity).cloned()
     }
 
+    /// Those whose last attempt failed, and why.
+    pub fn failing(&self) -> Vec<(SpiffeId, String)> {
+        let failing = |(identity, stands): (&SpiffeId, &Stands)| (identity.clone(), stands.problem.clone());
+        self.lock().iter().filter(|(_, stands)| !stands.problem.is_empty()).map(failing).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SpiffeId, Stands>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -48,6 +48,13 @@ impl Parts {
         if link.connected && !reports.is_empty() {
             warnings.push(format!("the control plane does not hear this host: {reports}"));
         }
+        for (identity, problem) in self.standing.failing() {
+            // One that has ended is told as what keeps the agent from serving.
+            let valid = self.credentials.svid(&identity).is_some_and(|svid| svid.is_valid_at(SystemTime::now()));
+            if link.connected && valid {
+                warnings.push(format!("the certificate for {identity} is not renewed: {problem}"));
+            }
+        }
         let unstored = self.unstored.borrow().clone();
         if !unstored.is_empty() {
             warnings.push(format!("after a reboot an older snapshot would be obeyed: {unstored}"));

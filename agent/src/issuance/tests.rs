@@ -166,6 +166,9 @@ async fn a_refusal_is_told_with_the_control_planes_words_and_is_not_hammered() {
         other => Err(format!("{other:?}")),
     })
     .await;
+    let failing = running.standing.failing();
+    assert!(failing.iter().any(|(identity, _)| *identity == spiffe("web")), "{failing:?}");
+    assert!(failing.iter().all(|(identity, _)| *identity != host_id()), "the host's own is good: {failing:?}");
     let asked = running.control_plane.asked().iter().filter(|who| who.ends_with("/sa/web")).count();
     assert!(asked <= 2, "{asked} requests at once");
 }
