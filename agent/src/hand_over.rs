@@ -14,20 +14,25 @@
 //! | `in_charge` | old | lease, renewals and disk are let go; systemd knows the new main process | all but open connections is the new one's |
 //! | `serving` | new | it accepts, answers names and commands | the old one accepts nothing any more |
 //! | `open` | old | | its connections end by themselves; when none is left it ends |
+//! | `proved` | new | | callers shake hands with the new one, and what the old one has open with them lasts by that |
 //! | `stop` | new | it is being stopped itself | the old one drains as for a stop |
 //!
 //! Both have the listening sockets themselves, not copies of addresses: what waits in their queues is taken
 //! by either, and lost by neither. The table of rules belongs to a socket that both have, so it is there
 //! throughout, and one of the two writes at a time. The old one keeps its stream from the control plane while
-//! it has connections, because a policy that changes is for them too.
+//! it has connections, because a policy that changes is for them too, and takes renewed certificates from disk,
+//! because peers look at how long its own last.
 //!
 //! `run/retire.rs` is the old one's side, `run/take_over.rs` the new one's.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use api::SpiffeId;
+use proxy::Proof;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage};
 use rustix::net::{SendFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
@@ -62,6 +67,12 @@ pub enum Word {
     Serving,
     /// How many connections are open still.
     Open(u64),
+    /// A caller has shown a certificate: what the old process has open with it may last as long.
+    Proved {
+        identity: SpiffeId,
+        address: IpAddr,
+        not_after_s: u64,
+    },
     Stop,
 }
 
@@ -139,6 +150,13 @@ impl Channel {
         stream.set_nonblocking(true)?;
         let (heard, says) = tokio::net::UnixStream::from_std(stream)?.into_split();
         Ok(Self { heard: BufReader::new(heard).lines(), says })
+    }
+
+    /// What callers have proved to this process, for the one that drains.
+    pub async fn say_proof(&mut self, proof: Proof) -> io::Result<()> {
+        let Proof { identity, address, not_after } = proof;
+        let since_epoch = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.say(&Word::Proved { identity, address, not_after_s: since_epoch.as_secs() }).await
     }
 
     pub async fn say(&mut self, word: &Word) -> io::Result<()> {

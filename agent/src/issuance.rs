@@ -39,6 +39,9 @@ const VALIDITY_S: i64 = 3600;
 /// The longest sleep, so that a clock that was set is noticed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
+/// How often certificates that another process renews are looked for on disk.
+const FOLLOW: Duration = Duration::from_secs(30);
+
 /// How each certificate stands, for `status`: identity to state and last problem.
 #[derive(Debug, Clone, Default)]
 pub struct Standing(Arc<Mutex<BTreeMap<SpiffeId, Stands>>>);
@@ -167,7 +170,7 @@ impl Issuance {
     fn begin(&self, identity: &SpiffeId, now: SystemTime) -> Rotation {
         let mut rotation = Rotation::new(seed(self.link.host(), identity));
         let held = self.credentials.svid(identity).or_else(|| {
-            let svid = self.stored(identity, now)?;
+            let svid = stored(&self.state, &self.credentials, identity, now)?;
             self.credentials.publish(svid);
             self.credentials.svid(identity)
         });
@@ -175,20 +178,6 @@ impl Issuance {
             rotation.renewed(svid.not_before(), svid.not_after(), now);
         }
         rotation
-    }
-
-    /// A stored certificate that still proves the identity; anything else is as good as none.
-    fn stored(&self, identity: &SpiffeId, now: SystemTime) -> Option<Svid> {
-        let stored = match self.state.workload_svid(identity) {
-            Ok(stored) => stored?,
-            Err(error) => {
-                warn!(identity = %identity, error = %Chain(&error), "the stored certificate cannot be read");
-                return None;
-            }
-        };
-        let key = KeyPair::from_pem(&stored.key_pem).ok()?;
-        let svid = Svid::from_pem(&stored.chain_pem, &key).ok()?;
-        (svid.identity() == identity && svid.verify(&self.credentials.bundles(), now).is_ok()).then_some(svid)
     }
 
     /// Due ones, the host's own first: the others are asked for with it.
@@ -338,6 +327,47 @@ impl Issuance {
         all.insert(own.clone(), roots).ok()?;
         Some(all)
     }
+}
+
+/// Uses what another process of this host renews, as it comes to disk, until the drain.
+pub async fn follow(credentials: Credentials, state: StateDir, host: SpiffeId, drain: DrainWatch) {
+    loop {
+        let now = SystemTime::now();
+        for identity in credentials.identities() {
+            let Some(held) = credentials.svid(&identity) else { continue };
+            let found = match identity == host {
+                true => stored_host(&state, held.key()),
+                false => stored(&state, &credentials, &identity, now),
+            };
+            if let Some(svid) = found.filter(|svid| *svid.identity() == identity && svid.not_after() > held.not_after())
+            {
+                credentials.publish(svid);
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(FOLLOW) => {}
+            () = drain.signaled() => return,
+        }
+    }
+}
+
+/// The host keeps its key.
+fn stored_host(state: &StateDir, key: &KeyPair) -> Option<Svid> {
+    Svid::from_pem(&state.host_chain().ok()??, key).ok()
+}
+
+/// A stored certificate that still proves the identity; anything else is as good as none.
+fn stored(state: &StateDir, credentials: &Credentials, identity: &SpiffeId, now: SystemTime) -> Option<Svid> {
+    let stored = match state.workload_svid(identity) {
+        Ok(stored) => stored?,
+        Err(error) => {
+            warn!(identity = %identity, error = %Chain(&error), "the stored certificate cannot be read");
+            return None;
+        }
+    };
+    let key = KeyPair::from_pem(&stored.key_pem).ok()?;
+    let svid = Svid::from_pem(&stored.chain_pem, &key).ok()?;
+    (svid.identity() == identity && svid.verify(&credentials.bundles(), now).is_ok()).then_some(svid)
 }
 
 /// The host's own identity and those of its workloads.

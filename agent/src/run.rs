@@ -32,7 +32,7 @@ use crate::attribute::CgroupAttribution;
 use crate::config::{Config, ConfigError, Sources};
 use crate::connect::{Dial, Link};
 use crate::discovery::{self, Discovery, cache};
-use crate::hand_over::{Predecessor, Program};
+use crate::hand_over::{HandOverError, Predecessor, Program};
 use crate::health::{self, Verdicts};
 use crate::intercept_control::{self, Control, self_test::Tester};
 use crate::issuance::Issuance;
@@ -82,8 +82,6 @@ pub enum RunError {
     Runtime(#[source] std::io::Error),
     #[error("the sockets of names cannot be kept for the next agent")]
     Sockets(#[source] std::io::Error),
-    #[error("this program does not know its own file")]
-    Program(#[source] std::io::Error),
     #[error("the agent that runs does not hand over: {problem}")]
     TakeOver { problem: String },
 }
@@ -114,7 +112,7 @@ fn run_after(
     parked: std::io::Result<Parked>,
     predecessor: Option<Predecessor>,
 ) -> Result<(), RunError> {
-    let program = Program::of_this_process().map_err(RunError::Program)?;
+    let program = Program::of_this_process();
     let config = Config::load(sources)?;
     let log = telemetry::log::init(&config.log.settings());
     let log = log.inspect_err(|error| eprint_once(&Chain(error).to_string())).ok();
@@ -407,7 +405,10 @@ impl Agent {
                         Err(error) => {
                             let problem = Chain(&error).to_string();
                             warn!(error = problem, "this agent goes on as it was");
-                            let _ = reply.send(Err(problem));
+                            let _ = reply.send(Err(format!("the running agent goes on as it was: {problem}")));
+                            if matches!(error, HandOverError::Stopping) {
+                                break None;
+                            }
                         }
                     },
                     Some(Order::Reload(reply)) => {

@@ -32,10 +32,12 @@ use api::WorkloadUid;
 use api::admin::ConnectionView;
 use identity::Credentials;
 use prometheus_client::registry::Registry;
+use tokio::sync::broadcast;
 use tokio::time::{MissedTickBehavior, interval};
 
 pub use config::Config;
 pub use listener::BindError;
+pub use standing::Proof;
 pub use view::View;
 
 use drain::DrainWatch;
@@ -74,6 +76,7 @@ pub struct Handle {
     transparent: Arc<AtomicBool>,
     addresses: Arc<Addresses>,
     sockets: Arc<Sockets>,
+    standings: Standings,
 }
 
 /// Where the proxy listens, with the ports that the kernel chose where 0 was asked for.
@@ -146,6 +149,7 @@ impl Proxy {
             transparent: Arc::default(),
             addresses: Arc::new(addresses),
             sockets: Arc::new(Sockets::of(outbound_listeners.iter().chain(inbound_listeners.all()))),
+            standings: standings.clone(),
         };
         let inbound = inbound::Shared::new(
             config.clone(),
@@ -224,6 +228,17 @@ impl Handle {
     /// too. None once the drain has begun.
     pub fn sockets(&self) -> std::io::Result<Vec<OwnedFd>> {
         self.sockets.copies()
+    }
+
+    /// What callers prove from here on, for a process that drains while this one accepts in its place.
+    pub fn proofs(&self) -> broadcast::Receiver<Proof> {
+        self.standings.proofs()
+    }
+
+    /// A caller of this process, which drains, has proved itself to the one that accepts in its place: what it
+    /// has open here goes on as long.
+    pub fn heard(&self, proof: Proof) {
+        self.standings.heard(proof);
     }
 
     /// Keeps the byte counters of long connections fresh. Runs until it is dropped.

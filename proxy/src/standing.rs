@@ -4,6 +4,9 @@
 //! tunnelled connection holds the [`Standing`] of its peer. A connection may outlive the certificates
 //! that it began with: the side that dials shakes hands again in good time, which shows each side the
 //! newer certificate of the other. Who shows none loses what is open when the last one ends.
+//!
+//! Where a process drains while another one accepts in its place, callers prove themselves to the other:
+//! that one tells ([`Standings::proofs`]), and this one hears ([`Standings::heard`]).
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,6 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use api::SpiffeId;
 use identity::VerifyError;
+use tokio::sync::broadcast;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::connections::Connections;
@@ -20,8 +24,19 @@ use crate::hbone::pool::Pool;
 use crate::net::traffic::Stop;
 
 /// The peers that have proved who they are. Clones share the list.
-#[derive(Clone, Default)]
-pub(crate) struct Standings(Arc<Mutex<HashMap<Who, Arc<Standing>>>>);
+#[derive(Clone)]
+pub(crate) struct Standings {
+    list: Arc<Mutex<HashMap<Who, Arc<Standing>>>>,
+    proofs: broadcast::Sender<Proof>,
+}
+
+/// A caller has shown a certificate that lasts longer than those it has shown before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proof {
+    pub identity: SpiffeId,
+    pub address: IpAddr,
+    pub not_after: SystemTime,
+}
 
 /// A peer, as it is told apart.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -62,13 +77,40 @@ impl Standings {
         let fresh_until = good_time(now, own.map_or(not_after, |own| own.min(not_after)));
         let times = Times { until: not_after, renew_at: fresh_until };
         let mut list = self.list();
+        let is_new = !list.contains_key(&who);
         let new = || Arc::new(Standing { who: who.clone(), times: Mutex::new(times) });
         let standing = list.entry(who.clone()).or_insert_with(new).clone();
         drop(list);
         let mut known = standing.times();
+        let is_news = is_new || known.until < not_after;
         *known = Times { until: known.until.max(not_after), ..times };
         drop(known);
+        if let Who::Caller(identity, address) = who
+            && is_news
+        {
+            self.tell(Proof { identity, address, not_after });
+        }
         Proven { standing, fresh_until }
+    }
+
+    /// What callers prove from here on.
+    pub(crate) fn proofs(&self) -> broadcast::Receiver<Proof> {
+        self.proofs.subscribe()
+    }
+
+    /// What a caller has proved to another process that accepts in this one's place.
+    pub(crate) fn heard(&self, proof: Proof) {
+        let standing = self.list().get(&Who::Caller(proof.identity.clone(), proof.address)).cloned();
+        if let Some(standing) = standing {
+            let mut known = standing.times();
+            known.until = known.until.max(proof.not_after);
+        }
+        self.tell(proof);
+    }
+
+    fn tell(&self, proof: Proof) {
+        // Mostly nobody listens.
+        let _ = self.proofs.send(proof);
     }
 
     /// Ends connections whose peer no longer stands, and sees to it that others go on. Runs until it is
@@ -95,7 +137,13 @@ impl Standings {
 
     fn list(&self) -> MutexGuard<'_, HashMap<Who, Arc<Standing>>> {
         // Nothing that can panic runs under this lock; a poisoned one is still whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Standings {
+    fn default() -> Self {
+        Self { list: Arc::default(), proofs: broadcast::Sender::new(PROOFS) }
     }
 }
 
@@ -142,3 +190,5 @@ fn good_time(now: SystemTime, end: SystemTime) -> SystemTime {
 const KEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// A clock that is set changes how long there is left.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+/// How many proofs may wait for whoever listens. One that is missed comes again with the next certificate.
+const PROOFS: usize = 1024;

@@ -4,6 +4,7 @@
 mod abuse;
 mod certificates;
 mod flow;
+mod hand_over;
 mod kernel;
 mod lifetime;
 mod mesh;

@@ -258,6 +258,44 @@ fn without_counters(table: &str) -> String {
 }
 
 #[test]
+fn the_one_that_drains_obeys_what_is_new() -> Result<()> {
+    let shop = Upgraded::open("")?;
+    let load = Load::start(&shop)?;
+    let mut taken = Vec::new();
+    for (host, manager) in [(&shop.web, &shop.managers[0]), (&shop.orders, &shop.managers[1])] {
+        let old = host.agent().context("it runs")?.pid();
+        host.tombolo_ok(&["agent", "--hand-over"])?;
+        taken.push(manager.wait_main_process(old)?);
+    }
+    // Switched off on the new one: the captured connections of the old one go on, and so do the rules for them.
+    let tables = || shop.web.namespace().run("nft", &["list", "table", "inet", "tombolo"]).map(|said| said.stdout);
+    shop.web.tombolo_ok(&["intercept", "off"])?;
+    let captured = shop.web.namespace().run("nft", &["list", "set", "inet", "tombolo", "vip4"])?;
+    ensure!(captured.ok() && !captured.stdout.contains("240.240."), "{captured:?}");
+    let stream = &load.0[1];
+    let before = stream.log().len();
+    wait_until("the captured connection goes on", || if stream.log().len() > before + 400 { Ok(()) } else { Err(()) });
+    ensure!(!stream.log().contains("broken"), "{}", stream.log());
+
+    // A policy that forbids what the old process of `orders` has open.
+    shop.estate.apply(
+        "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: closed, namespace: shop}, spec: {}}",
+    )?;
+    wait_until("the connection that it has open is closed", || {
+        if stream.log().contains("broken") { Ok(()) } else { Err("it goes on") }
+    });
+    wait_until("the rules go with the last captured connection", || match tables() {
+        Ok(table) if table.is_empty() => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    for process in taken {
+        process.signal(Signal::TERM)?;
+        process.wait_ended("the new agent stops");
+    }
+    ensure_untouched(&shop.web)
+}
+
+#[test]
 fn stopping_the_new_agent_ends_the_one_that_drains() -> Result<()> {
     let mut shop = Upgraded::open("")?;
     let load = Load::start(&shop)?;

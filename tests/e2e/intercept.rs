@@ -104,7 +104,8 @@ fn a_change_that_comes_while_the_agent_drains_brings_no_rules_back() -> Result<(
     let mut held = shop.web.hold_connection(&format!("{}:8081", shop.orders.address()))?;
     wait_until("the held connection goes on", || if held_count(&held.log()) > 2 { Ok(()) } else { Err(held.log()) });
 
-    let table = || shop.web.namespace().run("nft", &["list", "table", "inet", "tombolo"]).map(|output| output.stdout);
+    let taken = ["list", "set", "inet", "tombolo", "vip4"];
+    let table = || shop.web.namespace().run("nft", &taken).map(|output| output.stdout);
     ensure!(table()?.contains("240.240."), "{}", table()?);
     let agent = shop.web.agent().context("it runs")?;
     agent.signal(Signal::TERM)?;

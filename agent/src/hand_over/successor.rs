@@ -42,8 +42,10 @@ struct Process {
 
 impl Program {
     /// To be called at the start: once its file is replaced, nothing tells a process its name.
-    pub fn of_this_process() -> io::Result<Self> {
-        Ok(Self { file: std::env::current_exe()?, arguments: std::env::args_os().skip(1).collect() })
+    pub fn of_this_process() -> Self {
+        let mut arguments = std::env::args_os();
+        let called = PathBuf::from(arguments.next().unwrap_or_default());
+        Self { file: std::env::current_exe().unwrap_or(called), arguments: arguments.collect() }
     }
 
     pub fn name(&self) -> String {

@@ -49,7 +49,7 @@ pub fn build(wanted: &Wanted) -> Ruleset {
         chains: Vec::new(),
         routing: Routing {
             deliver_marked: wanted.source_preservation || !observed.is_empty(),
-            service_ranges: !wanted.vips.is_empty(),
+            service_ranges: wanted.leads_to_services(),
         },
         units: wanted.exclusions.units.iter().map(|unit| cgroup::unit_name(unit)).collect(),
         cgroups: wanted.exclusions.cgroups.iter().map(|path| path.trim_matches('/').to_owned()).collect(),
@@ -57,7 +57,7 @@ pub fn build(wanted: &Wanted) -> Ruleset {
     rules.cgroups.remove("");
     let output = rules.output_chain(wanted);
     rules.chains.push(output);
-    if !wanted.vips.is_empty() || wanted.dns.is_some() {
+    if wanted.leads_to_services() || wanted.dns.is_some() {
         let refused = rules.refused_chain();
         rules.chains.push(refused);
     }

@@ -25,6 +25,8 @@ pub struct Wanted {
     pub ports: OwnPorts,
     /// The proxy shows local servers the client's own address.
     pub source_preservation: bool,
+    /// Connections to service addresses may be captured already: their packets still need a route.
+    pub keeps_services: bool,
 }
 
 /// An address that is captured.
@@ -87,6 +89,7 @@ impl Default for Wanted {
             dns: None,
             ports: OwnPorts::default(),
             source_preservation: false,
+            keeps_services: false,
         }
     }
 }
@@ -112,7 +115,13 @@ impl Wanted {
             dns: None,
             ports: self.ports,
             source_preservation: true,
+            keeps_services: self.leads_to_services(),
         }
+    }
+
+    /// Whether service addresses need a way, if only for connections that are captured already.
+    pub(crate) fn leads_to_services(&self) -> bool {
+        self.keeps_services || !self.vips.is_empty()
     }
 
     /// The local ports of one mode.

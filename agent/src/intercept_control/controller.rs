@@ -77,6 +77,8 @@ impl Controller {
             InterceptionState::default()
         });
         let on = match self.parts.settings.enabled_at_start {
+            // What is handed over is not a start: it stays as it is.
+            _ if !self.parts.is_stored => self.parts.parked.is_some(),
             config::EnabledAtStart::Remembered => confirmed.confirmed,
             config::EnabledAtStart::Always => true,
             config::EnabledAtStart::Never => false,

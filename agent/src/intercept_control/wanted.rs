@@ -99,6 +99,7 @@ fn frame(snapshot: &Snapshot, settings: &config::Interception, names: &NamesVia,
         dns: names.port53().map(<[_]>::to_vec),
         ports,
         source_preservation: settings.source_preservation,
+        keeps_services: false,
     }
 }
 

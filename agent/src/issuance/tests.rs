@@ -172,3 +172,19 @@ async fn a_refusal_is_told_with_the_control_planes_words_and_is_not_hammered() {
     let asked = running.control_plane.asked().iter().filter(|who| who.ends_with("/sa/web")).count();
     assert!(asked <= 2, "{asked} requests at once");
 }
+
+#[tokio::test]
+async fn what_another_process_renews_is_used_when_it_is_on_disk() {
+    let running = Running::start(AN_HOUR, Issuing::Good(AN_HOUR)).await;
+    let web = running.proves("web").await;
+    let half_an_hour = Life { length: AN_HOUR.length / 2, ..AN_HOUR };
+    let drains = running.control_plane.credentials(AN_HOUR);
+    drains.publish(running.control_plane.ca.svid(&spiffe("web"), half_an_hour));
+    let (_trigger, watch) = proxy::drain::channel();
+    tokio::spawn(follow(drains.clone(), running.state.clone(), host_id(), watch));
+    eventually("the renewed certificate is used", || match drains.svid(&spiffe("web")) {
+        Some(svid) if svid.serial() == web.serial() => Ok(()),
+        other => Err(format!("{:?}", other.map(|svid| svid.serial().to_owned()))),
+    })
+    .await;
+}

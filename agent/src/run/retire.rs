@@ -3,9 +3,10 @@
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use proxy::drain::Drained;
+use proxy::{Handle, Proof};
 use tokio::signal::unix::Signal;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{interval, sleep, timeout, timeout_at};
@@ -16,6 +17,7 @@ use super::{Agent, RunError};
 use crate::admin::HandedOver;
 use crate::discovery::cache;
 use crate::hand_over::{Channel, HandOverError, LIMIT, Successor, Word};
+use crate::issuance;
 use crate::systemd::{self, Kept};
 
 impl Agent {
@@ -93,7 +95,8 @@ impl Agent {
         let mut channel = successor.release();
         let serves = begin_to_serve(&mut channel).await;
         let connections = self.parts.proxy.open();
-        let said = if serves { Ok(HandedOver { pid, connections }) } else { Err(HandOverError::Ended.to_string()) };
+        let died = "the new agent ended once it was in charge: `journalctl -u tombolo-agent` says why";
+        let said = if serves { Ok(HandedOver { pid, connections }) } else { Err(died.to_owned()) };
         // Whoever asked may have gone.
         let _ = reply.send(said);
         info!(pid, connections, "process {pid} serves; this one ends with its last connection");
@@ -104,6 +107,10 @@ impl Agent {
         // Its end cannot fail: it leaves everything as it is.
         let _ = self.control.1.await;
         drop((self.lock, self.names_sockets, self.admin_sockets));
+
+        let (_, tasks, drain) = &self.background;
+        let host = self.parts.link.host().clone();
+        tasks.spawn(issuance::follow(self.parts.credentials.clone(), self.state, host, drain.clone()));
 
         let (stop, mut stopped) = watch::channel(false);
         let (limit, at_stop) = (self.config.drain_hand_over, self.config.drain_deadline);
@@ -128,7 +135,7 @@ impl Agent {
         let open = || proxy.open() + elder.open().borrow().unwrap_or_default();
         let drained = tokio::select! {
             drained = work => drained,
-            never = keep_in_touch(channel, [terminate, interrupt], open, ask_to_end) => match never {},
+            never = keep_in_touch(channel, [terminate, interrupt], &proxy, open, ask_to_end) => match never {},
         };
         if drained == Drained::Forced {
             warn!("connections were still open at the deadline and are cut");
@@ -143,6 +150,7 @@ impl Agent {
 async fn keep_in_touch(
     mut channel: Channel,
     [mut terminate, mut interrupt]: [Signal; 2],
+    proxy: &Handle,
     open: impl Fn() -> u64,
     ask_to_end: impl Fn(),
 ) -> Infallible {
@@ -153,6 +161,10 @@ async fn keep_in_touch(
             _ = tell.tick(), if is_there => is_there = channel.say(&Word::Open(open())).await.is_ok(),
             heard = channel.hear(), if is_there => match heard {
                 Ok(Some(Word::Stop)) => ask_to_end(),
+                Ok(Some(Word::Proved { identity, address, not_after_s })) => {
+                    let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(not_after_s);
+                    proxy.heard(Proof { identity, address, not_after });
+                }
                 Ok(Some(_)) => {}
                 // What becomes of the service is the service manager's matter.
                 Ok(None) | Err(_) => is_there = false,

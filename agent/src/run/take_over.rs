@@ -5,7 +5,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use proxy::Proof;
+use tokio::sync::{broadcast, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::info;
 
@@ -68,7 +69,7 @@ impl Elder {
     }
 
     /// Hears how it is, and passes the stop on, until it is gone.
-    fn follow(&self, mut channel: Channel) -> impl Future<Output = ()> + use<> {
+    fn follow(&self, mut channel: Channel, mut proofs: broadcast::Receiver<Proof>) -> impl Future<Output = ()> + use<> {
         let (open, mut stop) = (self.open.clone(), self.stop.subscribe());
         async move {
             let mut told = false;
@@ -79,6 +80,7 @@ impl Elder {
                         Ok(Some(_)) => {}
                         Ok(None) | Err(_) => break,
                     },
+                    Ok(proof) = proofs.recv() => drop(channel.say_proof(proof).await),
                     () = async { drop(stop.wait_for(|stop| *stop).await) }, if !told => {
                         told = true;
                         // It may end just now.
@@ -95,6 +97,7 @@ impl Elder {
 impl Agent {
     /// Serves from when it answers: at once, or when the agent that runs has given way.
     pub(super) async fn begin(&mut self) -> Result<(), RunError> {
+        let proofs = self.parts.proxy.proofs();
         let elder = match self.predecessor.take() {
             Some(predecessor) => Some(self.take_over(predecessor.channel().map_err(broken)?).await?),
             None => None,
@@ -110,7 +113,7 @@ impl Agent {
             info!("this agent has taken over");
             // The old one may be gone, and then nobody waits for it.
             let _ = channel.say(&Word::Serving).await;
-            self.background.1.spawn(self.elder.follow(channel));
+            self.background.1.spawn(self.elder.follow(channel, proofs));
         }
         Ok(())
     }

@@ -101,6 +101,20 @@ fn captured_connections_outlive_quiet_rules_and_new_ones_pass() {
 }
 
 #[test]
+fn captured_connections_to_services_outlive_quiet_rules_on_a_host_without_default_routes() {
+    let Some(lab) = Lab::without_default_routes() else { return };
+    let proxy = lab.a.listen("127.0.0.1:15001");
+    let mut rules = lab.a.intercept(&mesh());
+    let mut captured = lab.a.connect(format!("{VIP4}:80")).expect("the proxy answers");
+    let (mut taken, _) = accept(&proxy);
+    talk(&mut captured, &mut taken);
+    rules.apply(&ruleset::build(&mesh().quiet())).expect("the rules are taken");
+    talk(&mut captured, &mut taken);
+    talk(&mut taken, &mut captured);
+    assert!(lab.a.connect(format!("{VIP4}:80")).is_err(), "there is nobody but the agent");
+}
+
+#[test]
 fn two_connections_from_one_source_port_are_both_captured() {
     let Some(lab) = Lab::new() else { return };
     let proxy = lab.a.listen("127.0.0.1:15001");

@@ -134,9 +134,6 @@ fn hand_over(host: &HostArgs) -> Result<Exit, HostError> {
             let tell = "the running agent is too old to hand over: systemctl restart tombolo-agent";
             return Err(HostError::Usage(tell.to_owned()));
         }
-        Err(AdminError::Refused(refusal)) => {
-            return Err(HostError::Failed(format!("the running agent goes on as it was: {}", refusal.message)));
-        }
         Err(error) => return Err(error.into()),
     };
     let HandedOver { pid, connections } = given.done;

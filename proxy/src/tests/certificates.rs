@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 const SHORT: Duration = Duration::from_secs(6);
 
 /// Publishes a certificate of `account` that ends soon; when.
-fn shorten(mesh: &Mesh, host: &Host, account: &str) -> SystemTime {
+pub(super) fn shorten(mesh: &Mesh, host: &Host, account: &str) -> SystemTime {
     let svid = mesh.ca.svid_for(&id(account), SHORT);
     let not_after = svid.not_after();
     host.credentials.publish(svid);
@@ -19,7 +19,7 @@ fn shorten(mesh: &Mesh, host: &Host, account: &str) -> SystemTime {
 }
 
 /// The last second of a certificate is valid to its end.
-async fn until_past(at: SystemTime) {
+pub(super) async fn until_past(at: SystemTime) {
     until("a certificate to end", || (SystemTime::now() > at + Duration::from_secs(1)).then_some(())).await;
 }
 
@@ -28,7 +28,7 @@ fn port(client: &TcpStream) -> String {
 }
 
 /// With keepalive so quick that tunnels look at their certificates often.
-fn over(tunnel: Tunnel) -> Config {
+pub(super) fn over(tunnel: Tunnel) -> Config {
     let mut config = carried_by(tunnel);
     config.hbone.keepalive_interval = Duration::from_millis(50);
     config

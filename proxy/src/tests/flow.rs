@@ -17,7 +17,7 @@ use tokio_rustls::rustls::HandshakeKind;
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 
 /// A bare peer's connection to `orders`' tunnel port.
-async fn connect(mesh: &Mesh, own: &Credentials) -> TlsStream<TcpStream> {
+pub(super) async fn connect(mesh: &Mesh, own: &Credentials) -> TlsStream<TcpStream> {
     let config = tls::flow_client_config(own, &id("web"), vec![id("orders")]).expect("a configuration");
     let tcp = TcpStream::connect(mesh.b.tunnel_address()).await.expect("it listens");
     let stream = TlsConnector::from(config).connect(tls::server_name(&[id("orders")]), tcp).await;
@@ -26,12 +26,12 @@ async fn connect(mesh: &Mesh, own: &Credentials) -> TlsStream<TcpStream> {
     stream
 }
 
-fn header(destination: SocketAddr) -> Vec<u8> {
+pub(super) fn header(destination: SocketAddr) -> Vec<u8> {
     let client = "127.0.0.11:40000".parse().expect("an address");
     Header { destination, client, service: Some("orders.shop.mesh"), trace: None, baggage: "a=b" }.encode()
 }
 
-async fn answer(stream: &mut TlsStream<TcpStream>) -> Option<Answer> {
+pub(super) async fn answer(stream: &mut TlsStream<TcpStream>) -> Option<Answer> {
     Answer::of(within("an answer", stream.read_u8()).await.expect("an answer before the end"))
 }
 

@@ -122,6 +122,24 @@ pub(super) struct Host {
 
 impl Host {
     pub(super) async fn start(ip: &str, snapshot: Snapshot, credentials: Credentials, config: Config) -> Self {
+        Self::start_with(ip, View::new(snapshot), credentials, config, vec![]).await
+    }
+
+    /// Another process of the same host, which accepts from the same sockets.
+    pub(super) async fn successor(&self, mut config: Config) -> Self {
+        let addresses = self.handle.addresses();
+        config.inbound.listen.clone_from(&addresses.tunnels);
+        let (ip, given) = (self.tunnel_address().ip().to_string(), self.handle.sockets().expect("copied"));
+        Self::start_with(&ip, self.view.clone(), self.credentials.clone(), config, given).await
+    }
+
+    async fn start_with(
+        ip: &str,
+        view: View,
+        credentials: Credentials,
+        config: Config,
+        given: Vec<std::os::fd::OwnedFd>,
+    ) -> Self {
         watch_log();
         let at = |port: u16| SocketAddr::new(ip.parse().expect("an address"), port);
         let mut config = config;
@@ -130,12 +148,11 @@ impl Host {
             config.inbound.listen = vec![at(0)];
         }
         config.inbound.plaintext_listen = vec![at(0)];
-        let view = View::new(snapshot);
         let intercepted = Arc::new(Intercepted::default());
         let mut registry = Registry::default();
         let proxy = Proxy::bind_with(
             config,
-            vec![],
+            given,
             view.clone(),
             credentials.clone(),
             intercepted.clone(),
