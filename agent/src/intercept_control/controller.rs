@@ -362,7 +362,7 @@ impl Controller {
         self.remove_block();
         let asked = self.state.borrow().asked.clone();
         let Some(asked) = asked.filter(|_| self.interception.is_some()) else { return self.remove() };
-        if let Err(problem) = self.apply(&build(&asked.frame.quiet())) {
+        if let Err(problem) = self.apply(&build(&asked.quiet())) {
             warn!(error = problem, "captured connections cannot be let end, the rules go at once");
             return self.remove();
         }

@@ -78,6 +78,7 @@ impl Controller {
         if !std::mem::take(&mut self.paused) {
             return;
         }
+        self.in_force = None;
         if let Some(interception) = &mut self.interception
             && let Err(error) = interception.repair()
         {

@@ -40,6 +40,11 @@ impl Asked {
         }
     }
 
+    /// Nothing left to take; what is captured already goes on.
+    pub fn quiet(&self) -> Wanted {
+        Wanted { keeps_services: self.has_vips(), ..self.frame.quiet() }
+    }
+
     /// The destinations that are new since `before`, and those that are gone; `None` if other rules differ, too.
     pub fn since(&self, before: &Self) -> Option<(Vec<Destination>, Vec<Destination>)> {
         if self.frame != before.frame || self.has_vips() != before.has_vips() {
