@@ -26,7 +26,8 @@ use crate::connect::Link;
 use crate::discovery::DiscoveryState;
 use crate::doctor;
 use crate::health::Health;
-use crate::intercept_control::{Control, plan, wanted};
+use crate::intercept_control::wanted::Asked;
+use crate::intercept_control::{Control, plan};
 use crate::issuance::Standing;
 use crate::names::NamesStatus;
 use crate::state::HostIdentity;
@@ -222,7 +223,7 @@ fn plan(parts: &Parts) -> Result<api::admin::Plan, String> {
     let config = parts.config.borrow().clone();
     let names = parts.names.borrow().via.clone();
     let ports = crate::run::own_ports(&parts.proxy, &config);
-    let wanted = wanted::wanted(&snapshot, &config.interception, &names, ports);
+    let wanted = Asked::new(snapshot.clone(), None, &config.interception, &names, ports).wanted();
     let running = parts.control.state().asked.map(|asked| asked.wanted());
     plan::plan(&snapshot, &wanted, running.as_ref()).map_err(|error| telemetry::Chain(&error).to_string())
 }

@@ -14,7 +14,7 @@ const PERIOD: Duration = Duration::from_secs(3);
 const BUSY_PERIOD: Duration = Duration::from_secs(60);
 /// Of one core, since the last look: what is given back then costs nothing that shows when it comes back.
 const IDLE_CPU: f64 = 0.05;
-/// What an idle agent keeps without being asked, in KiB: half of what the code of one round of its tasks takes.
+/// What an idle agent keeps without being asked, in KiB: it has as much after one round of its tasks (`make sizes`).
 const KEPT_KIB: u64 = 7 << 10;
 
 /// Runs until the drain.
@@ -63,7 +63,7 @@ fn give_back(code: &[(usize, usize)]) {
 /// Makes the kernel map less code around what is called. It maps the 64 KiB around a fault, and not more than the
 /// mapping has (`do_fault_around`, mm/memory.c): an idle agent that calls 1.8 MiB of code has 7 MiB of it mapped
 /// (`Referenced` and `Rss` of smaps). So every second window gets a flag that means nothing here, not to be in
-/// core files, and is a mapping of its own: some 400 of the 65,530 that a process may have (`vm.max_map_count`).
+/// core files, and is a mapping of its own: some 800 of the 65,530 that a process may have (`vm.max_map_count`).
 #[expect(unsafe_code, reason = "madvise has no safe interface")]
 pub fn map_narrowly() {
     for (start, length) in code() {

@@ -35,7 +35,11 @@ impl Asked {
     pub fn wanted(&self) -> Wanted {
         Wanted {
             vips: self.snapshots().flat_map(Snapshot::vips).copied().collect(),
-            endpoints: self.snapshots().flat_map(endpoints).collect(),
+            endpoints: self
+                .snapshots()
+                .flat_map(Snapshot::workloads)
+                .flat_map(|workload| endpoints_of(workload))
+                .collect(),
             ..self.frame.clone()
         }
     }
@@ -82,15 +86,6 @@ impl Asked {
     }
 }
 
-/// What the rules should do for this snapshot.
-pub fn wanted(snapshot: &Snapshot, settings: &config::Interception, names: &NamesVia, ports: OwnPorts) -> Wanted {
-    Wanted {
-        vips: snapshot.vips().copied().collect(),
-        endpoints: endpoints(snapshot).collect(),
-        ..frame(snapshot, settings, names, ports)
-    }
-}
-
 fn frame(snapshot: &Snapshot, settings: &config::Interception, names: &NamesVia, ports: OwnPorts) -> Wanted {
     Wanted {
         capture: match settings.capture {
@@ -106,10 +101,6 @@ fn frame(snapshot: &Snapshot, settings: &config::Interception, names: &NamesVia,
         source_preservation: settings.source_preservation,
         keeps_services: false,
     }
-}
-
-fn endpoints(snapshot: &Snapshot) -> impl Iterator<Item = SocketAddr> {
-    snapshot.workloads().flat_map(|workload| endpoints_of(workload))
 }
 
 /// A workload that speaks no HBONE gains nothing by a way through the agent; where it is part of a

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::process::Stdio;
 
-use agent::intercept::{self, Applied, ApplyError, Interception, OpenError, Wanted, ruleset};
+use agent::intercept::{self, Applied, ApplyError, Destination, Interception, OpenError, Wanted, ruleset};
 
 use crate::lab::{B4, Lab, VIP4, accept, mesh, talk, wait_until};
 use crate::roles;
@@ -153,6 +153,22 @@ fn what_a_dead_agent_leaves_is_found_and_cleaned() {
     assert_eq!(lab.a.within(|| intercept::clean().expect("the kernel answers")).len(), 7);
     assert!(!lab.a.has_table());
     assert_eq!(lab.a.within(|| intercept::clean().expect("the kernel answers")), []);
+}
+
+#[test]
+fn a_destination_that_others_removed_can_go_and_all_is_written_again() {
+    let Some(lab) = Lab::new() else { return };
+    lab.a.within(|| {
+        let mut rules = Interception::open_ordinary().expect("nf_tables is there");
+        rules.apply(&ruleset::build(&everything())).expect("the rules are taken");
+        let gone = Destination::Service(VIP4.parse().expect("an address"));
+        lab.a.run(&format!("nft delete element inet tombolo vip4 '{{ {VIP4} }}'"));
+        lab.a.run("nft flush chain inet tombolo replies");
+        assert_eq!(rules.change(&[], &[gone]).expect("the rules are taken"), Applied::Whole);
+        assert_eq!(rules.verify().expect("the kernel answers"), Vec::<String>::new());
+        assert_eq!(rules.change(&[gone], &[]).expect("the rules are taken"), Applied::Elements(1));
+        assert_eq!(rules.apply(&ruleset::build(&everything())).expect("the rules are taken"), Applied::Unchanged);
+    });
 }
 
 #[test]

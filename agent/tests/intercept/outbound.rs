@@ -1,10 +1,10 @@
 //! What local processes connect to: captured precisely, never twice, and never mid-stream.
 
 use std::io::{Read, Write};
-use std::net::UdpSocket;
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use agent::intercept::{Applied, Capture, Wanted, ruleset};
+use agent::intercept::{Applied, Capture, Interception, Wanted, ruleset};
 
 use crate::lab::{A4, B4, B6, LIMIT, Lab, VIP4, VIP6, accept, mesh, original_destination, talk, try_accept};
 
@@ -84,17 +84,23 @@ fn open_connections_flow_through_apply_changes_and_removal() {
     talk(&mut client, &mut served);
 }
 
-#[test]
-fn captured_connections_outlive_quiet_rules_and_new_ones_pass() {
-    let Some(lab) = Lab::new() else { return };
+/// A captured connection to `to`, both its ends; the rules, which are quiet by now, and the proxy, which still listens.
+fn captured_before_quiet(lab: &Lab, to: &str) -> (TcpStream, TcpStream, (Interception, TcpListener)) {
     let proxy = lab.a.listen("127.0.0.1:15001");
-    let server = lab.b.listen(format!("{B4}:80"));
     let mut rules = lab.a.intercept(&mesh());
-    let mut captured = lab.a.connect(format!("{B4}:80")).expect("the proxy answers");
+    let mut captured = lab.a.connect(to).expect("the proxy answers");
     let (mut taken, _) = accept(&proxy);
     talk(&mut captured, &mut taken);
     rules.apply(&ruleset::build(&mesh().quiet())).expect("the rules are taken");
     talk(&mut captured, &mut taken);
+    (captured, taken, (rules, proxy))
+}
+
+#[test]
+fn captured_connections_outlive_quiet_rules_and_new_ones_pass() {
+    let Some(lab) = Lab::new() else { return };
+    let server = lab.b.listen(format!("{B4}:80"));
+    let (mut captured, mut taken, _there) = captured_before_quiet(&lab, &format!("{B4}:80"));
     let mut direct = lab.a.connect(format!("{B4}:80")).expect("the server answers");
     talk(&mut direct, &mut accept(&server).0);
     talk(&mut taken, &mut captured);
@@ -103,13 +109,7 @@ fn captured_connections_outlive_quiet_rules_and_new_ones_pass() {
 #[test]
 fn captured_connections_to_services_outlive_quiet_rules_on_a_host_without_default_routes() {
     let Some(lab) = Lab::without_default_routes() else { return };
-    let proxy = lab.a.listen("127.0.0.1:15001");
-    let mut rules = lab.a.intercept(&mesh());
-    let mut captured = lab.a.connect(format!("{VIP4}:80")).expect("the proxy answers");
-    let (mut taken, _) = accept(&proxy);
-    talk(&mut captured, &mut taken);
-    rules.apply(&ruleset::build(&mesh().quiet())).expect("the rules are taken");
-    talk(&mut captured, &mut taken);
+    let (mut captured, mut taken, _there) = captured_before_quiet(&lab, &format!("{VIP4}:80"));
     talk(&mut taken, &mut captured);
     assert!(lab.a.connect(format!("{VIP4}:80")).is_err(), "there is nobody but the agent");
 }

@@ -200,7 +200,7 @@ fn unpaced(socket: &Socket) {
 
 /// Gives a connection that stands the host's congestion control unless its handshake found a path shorter than `short`.
 fn pace_long_path(connection: BorrowedFd<'_>, short: Duration) {
-    if round_trip(connection).is_ok_and(|time| time < short) {
+    if round_trip(connection).is_some_and(|time| time < short) {
         return;
     }
     // What a new socket has is the default of now; each step only tunes.
@@ -211,10 +211,10 @@ fn pace_long_path(connection: BorrowedFd<'_>, short: Duration) {
     }
 }
 
-/// The smoothed round trip of a connection, `tcpi_rtt` of `TCP_INFO` (linux/tcp.h). An error if none was
+/// The smoothed round trip of a connection, `tcpi_rtt` of `TCP_INFO` (linux/tcp.h). `None` if none was
 /// measured, as when the handshake's own packets were lost.
 #[expect(unsafe_code, reason = "neither socket2 nor rustix reads this structure")]
-fn round_trip(connection: BorrowedFd<'_>) -> io::Result<Duration> {
+fn round_trip(connection: BorrowedFd<'_>) -> Option<Duration> {
     // SAFETY: the structure is integers only, for which zeros are a value.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = libc::socklen_t::try_from(size_of_val(&info)).expect("some hundred bytes");
@@ -222,11 +222,7 @@ fn round_trip(connection: BorrowedFd<'_>) -> io::Result<Duration> {
     // SAFETY: the descriptor is borrowed for the call, and `value` points to `length` bytes that live longer than it.
     let result =
         unsafe { libc::getsockopt(connection.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, value, &raw mut length) };
-    match (result, info.tcpi_rtt) {
-        (0, 0) => Err(io::ErrorKind::NotFound.into()),
-        (0, micros) => Ok(Duration::from_micros(micros.into())),
-        (..) => Err(io::Error::last_os_error()),
-    }
+    (result == 0 && info.tcpi_rtt > 0).then(|| Duration::from_micros(info.tcpi_rtt.into()))
 }
 
 fn prepare(socket: &Socket, config: &SocketConfig) {

@@ -65,10 +65,14 @@ fn snapshot() -> Snapshot {
     Snapshot::default().apply(Delta { revision: 1, changes })
 }
 
+fn wanted(snapshot: Snapshot, settings: &config::Interception, names: &NamesVia) -> Wanted {
+    Asked::new(Arc::new(snapshot), None, settings, names, OwnPorts::default()).wanted()
+}
+
 #[test]
 fn only_the_meshs_own_destinations_are_captured() {
     let settings = config::Config::defaults().interception;
-    let wanted = wanted(&snapshot(), &settings, &NamesVia::Resolved, OwnPorts::default());
+    let wanted = wanted(snapshot(), &settings, &NamesVia::Resolved);
     assert_eq!(wanted.vips.iter().map(ToString::to_string).collect::<Vec<_>>(), ["240.240.0.1"]);
     let endpoints: Vec<String> = wanted.endpoints.iter().map(ToString::to_string).collect();
     assert_eq!(
@@ -90,7 +94,7 @@ fn the_configuration_is_carried_over() {
     settings.exclude.units = vec!["backup.service".into()];
     settings.exclude.cidrs = vec!["10.9.0.0/16".parse().expect("a network")];
     let resolver = [10, 0, 0, 53].into();
-    let wanted = wanted(&snapshot(), &settings, &NamesVia::Port53(vec![resolver]), OwnPorts::default());
+    let wanted = wanted(snapshot(), &settings, &NamesVia::Port53(vec![resolver]));
     assert_eq!(wanted.capture, Capture::All);
     assert_eq!(wanted.dns, Some(vec![resolver]));
     assert_eq!((wanted.exclusions.uids.len(), wanted.exclusions.ports.len(), wanted.exclusions.cidrs.len()), (1, 1, 1));
@@ -118,7 +122,8 @@ fn only_destinations_that_came_or_went_are_changed() {
     let settled = asked(&after, None);
     assert_eq!(settled.since(&covering), Some((vec![], vec![])), "the address of the one that went is another's, too");
     assert_eq!(now.since(&settled), Some((vec![], new)));
-    assert_eq!(settled.wanted(), wanted(&after, &settings, &NamesVia::Resolved, OwnPorts::default()));
+    assert_eq!(settled.wanted(), asked(&after, Some(&after)).wanted());
+    assert_eq!(covering.wanted().endpoints.len(), now.wanted().endpoints.len() + 2);
     // Health moves nothing; the last service address takes its rules along.
     assert_eq!(
         asked(&next(vec![workload("meshed", 1, TunnelProtocol::Hbone)]), None).since(&now),
