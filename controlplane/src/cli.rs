@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 use crate::config::{Config, Sources};
+use crate::issuer;
 use crate::rest::AdminToken;
 use crate::run::ControlPlane;
 use crate::store::Store;
@@ -31,11 +32,24 @@ enum Command {
     Serve(Box<Options>),
     /// Bring the store's schema up to date and exit; `serve` does it too
     Migrate(Box<Options>),
+    /// Work on an authority's files
+    #[command(subcommand)]
+    Ca(Ca),
     /// Write the manual pages
     Man {
         /// The folder they go to
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum Ca {
+    /// Make a new issuing certificate where the root's key is kept; for a control plane that has not got that key
+    Renew {
+        /// The folder with root.key, root.pem and issuing.key, which is made if it is missing
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
     },
 }
 
@@ -112,6 +126,7 @@ pub fn run() -> ExitCode {
     let outcome = match &cli.command {
         Command::Serve(options) => with_config(options, serve),
         Command::Migrate(options) => with_config(options, migrate),
+        Command::Ca(Ca::Renew { folder }) => renew(folder),
         Command::Man { dir } => clap_mangen::generate_to(Cli::command(), dir)
             .map_err(|error| format!("cannot write manual pages to {}: {error}", dir.display())),
     };
@@ -182,6 +197,14 @@ fn migrate(config: &Config) -> Result<(), String> {
             Err(format!("cannot migrate {}: {}\n  hint: {}", config.store, telemetry::Chain(&error), error.hint()))
         }
     }
+}
+
+fn renew(folder: &Path) -> Result<(), String> {
+    let end = issuer::renew_issuing(folder).map_err(|error| telemetry::Chain(&error).to_string())?;
+    let made = folder.join("issuing.pem");
+    let said = format!("{} is good until {end}: give it to the control plane, and restart that\n", made.display());
+    say(&mut io::stdout(), &said);
+    Ok(())
 }
 
 fn log(config: &Config) -> Result<LogHandle, String> {

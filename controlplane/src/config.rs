@@ -23,6 +23,8 @@ pub use layers::{Effective, Setting, Sources};
 #[derive(Debug, Clone)]
 pub struct Config {
     pub data_dir: PathBuf,
+    /// systemd's folder, where the authority's keys may be.
+    pub credentials: Option<PathBuf>,
     pub trust_domain: TrustDomain,
     /// Names and addresses of this control plane, as given.
     pub advertise: Vec<String>,

@@ -2,7 +2,8 @@
 //!
 //! Called by `grpc/enrolment.rs` and `grpc/issuance.rs` after the registry has said who may have which
 //! identity; made once by `run.rs`. A request gives its public key and nothing else: names, usages
-//! and times are ours. Keys live in files (`issuer/files.rs`), never in the database.
+//! and times are ours. Keys live in files (`issuer/files.rs`) or are given as systemd credentials
+//! (`issuer/credentials.rs`); they are never in the database.
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,14 +16,16 @@ use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, S
 use rustls::pki_types::CertificateDer;
 use rustls::server::ResolvesServerCert;
 
+mod credentials;
 mod files;
 mod request;
 mod server;
 
+pub use credentials::{CaCredentials, CredentialProblem};
 pub use files::{CaError, IoProblem};
 pub use request::{CsrProblem, public_key};
 
-use files::{CaFiles, Issuing};
+use files::{CaFiles, Issuing, Loaded};
 
 /// How long a workload's certificate lives. An hour bounds what a stolen key is worth.
 pub const WORKLOAD_LIFETIME: Duration = Duration::from_secs(3600);
@@ -33,6 +36,8 @@ pub const LEAST_LIFETIME: Duration = Duration::from_secs(60);
 /// How far a certificate begins in the past, for peers whose clock is behind. At most a quarter of
 /// its life: more than its life would have ztunnel renew without end.
 const BACKDATE: Duration = Duration::from_secs(120);
+/// How often the log says that the issuing certificate ends and cannot be renewed here.
+const WARN_EVERY: Duration = Duration::from_secs(86_400);
 
 /// The authority of one trust domain. Clones share it.
 #[derive(Clone)]
@@ -42,11 +47,18 @@ pub struct Issuer {
 
 struct Inner {
     trust_domain: TrustDomain,
-    files: CaFiles,
+    /// Where the issuing certificate is renewed; `None` where it was given.
+    files: Option<CaFiles>,
     root: CertificateDer<'static>,
     root_not_after: SystemTime,
     roots_pem: String,
-    issuing: RwLock<Arc<Issuing>>,
+    issuing: RwLock<Current>,
+}
+
+/// What signs now, and when its end was last complained of.
+struct Current {
+    issuing: Arc<Issuing>,
+    warned: Option<SystemTime>,
 }
 
 /// A certificate, and what the caller hands back and records.
@@ -71,7 +83,10 @@ pub enum SignError {
     Name { name: String, source: api::spiffe::SpiffeError },
     #[error("{identity} is not of this trust domain, {own}")]
     ForeignTrustDomain { identity: SpiffeId, own: TrustDomain },
-    #[error("the issuing certificate ended at {ended}: restart the control plane with ca/root.key in place")]
+    #[error(
+        "the issuing certificate ended at {ended}: renew it where the root's key is (tombolo-controlplane ca renew), \
+         then restart the control plane with it"
+    )]
     IssuingExpired { ended: String },
     #[error("{name:?} is neither a DNS name nor an IP address")]
     ServerName { name: String },
@@ -95,15 +110,46 @@ impl Issuer {
     fn load_or_create_at(data_dir: &Path, trust_domain: &TrustDomain, now: SystemTime) -> Result<Self, CaError> {
         let files = CaFiles::new(data_dir);
         let loaded = files.load_or_create(trust_domain, now)?;
+        Ok(Self::of(loaded, Some(files), trust_domain))
+    }
+
+    /// The authority that the service manager gave. Writes `data_dir`/ca.pem, and nothing of a key.
+    pub fn from_credentials(
+        credentials: &CaCredentials,
+        data_dir: &Path,
+        trust_domain: &TrustDomain,
+    ) -> Result<Self, CaError> {
+        Self::from_credentials_at(credentials, data_dir, trust_domain, SystemTime::now())
+    }
+
+    fn from_credentials_at(
+        credentials: &CaCredentials,
+        data_dir: &Path,
+        trust_domain: &TrustDomain,
+        now: SystemTime,
+    ) -> Result<Self, CaError> {
+        let loaded = credentials.load(trust_domain, now)?;
+        let files = CaFiles::new(data_dir);
+        files.write_bundle(&loaded)?;
+        for path in files.left_keys() {
+            tracing::warn!(
+                "{} is not used, as the authority is given as credentials: take it away from here",
+                path.display()
+            );
+        }
+        Ok(Self::of(loaded, None, trust_domain))
+    }
+
+    fn of(loaded: Loaded, files: Option<CaFiles>, trust_domain: &TrustDomain) -> Self {
         let inner = Inner {
             trust_domain: trust_domain.clone(),
             files,
             root: loaded.root,
             root_not_after: loaded.root_not_after,
             roots_pem: loaded.roots_pem,
-            issuing: RwLock::new(Arc::new(loaded.issuing)),
+            issuing: RwLock::new(Current { issuing: Arc::new(loaded.issuing), warned: None }),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Self { inner: Arc::new(inner) }
     }
 
     pub fn trust_domain(&self) -> &TrustDomain {
@@ -184,25 +230,46 @@ impl Issuer {
 
     /// The issuing certificate, renewed when a third of its life is left and the root's key is here.
     fn issuing(&self, now: SystemTime) -> Result<Arc<Issuing>, SignError> {
-        let current = self.inner.issuing.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let current = self.inner.issuing.read().unwrap_or_else(PoisonError::into_inner).issuing.clone();
         if !current.is_due(now) {
             return Ok(current);
         }
         let mut slot = self.inner.issuing.write().unwrap_or_else(PoisonError::into_inner);
-        if slot.is_due(now) {
-            match self.inner.files.renew_issuing(&self.inner.trust_domain, now) {
-                Ok(Some(renewed)) => *slot = Arc::new(renewed),
-                Ok(None) => {}
-                Err(error) => tracing::error!(
+        if slot.issuing.is_due(now) {
+            match self.inner.files.as_ref().map(|files| files.renew_issuing(&self.inner.trust_domain, now)) {
+                Some(Ok(Some(renewed))) => slot.issuing = Arc::new(renewed),
+                Some(Ok(None)) | None => slot.warn(now),
+                Some(Err(error)) => tracing::error!(
                     error = %telemetry::Chain(&error),
                     "the issuing certificate could not be renewed"
                 ),
             }
         }
-        if slot.not_after <= now {
-            return Err(SignError::IssuingExpired { ended: files::show(slot.not_after) });
+        if slot.issuing.not_after <= now {
+            return Err(SignError::IssuingExpired { ended: files::show(slot.issuing.not_after) });
         }
-        Ok(slot.clone())
+        Ok(slot.issuing.clone())
+    }
+}
+
+/// A new issuing certificate in `folder`, which has `root.key` and `root.pem`: for an authority whose root is
+/// kept away from its control plane. A key that is there stays, one that is missing is made. Answers its end.
+pub fn renew_issuing(folder: &Path) -> Result<String, CaError> {
+    CaFiles::of_folder(folder).renew(SystemTime::now()).map(files::show)
+}
+
+impl Current {
+    /// Once a day: signing goes on, and somebody has to act within months.
+    fn warn(&mut self, now: SystemTime) {
+        if self.warned.is_some_and(|last| now < last + WARN_EVERY) {
+            return;
+        }
+        self.warned = Some(now);
+        tracing::warn!(
+            "the issuing certificate ends at {} and the root's key is not here to renew it: where that is, run \
+             `tombolo-controlplane ca renew`",
+            files::show(self.issuing.not_after)
+        );
     }
 }
 

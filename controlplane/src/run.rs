@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use crate::app::{App, Settings};
 use crate::config::Config;
 use crate::grpc::{self, Agents};
-use crate::issuer::{CaError, Issuer, SignError};
+use crate::issuer::{CaCredentials, CaError, Issuer, SignError};
 use crate::metrics::Metrics;
 use crate::registry;
 use crate::rest::{self, AdminToken, AdminTokenError};
@@ -92,7 +92,8 @@ impl StartError {
                 format!("start with --trust-domain {kept}, or give this mesh a store of its own with --store")
             }
             Self::OtherAuthority { .. } => {
-                "every replica has the same authority: copy ca.pem and ca/ of the first one's data directory here"
+                "every replica has the same authority: copy ca.pem and ca/ of the first one's data directory here, or \
+                 give it the same credentials"
                     .to_owned()
             }
             Self::Authority(_) | Self::AdminToken(_) => "correct the file that is named, then start again".to_owned(),
@@ -219,13 +220,24 @@ async fn authority(config: &Config, store: &Store) -> Result<Issuer, StartError>
     }
     let ca = config.data_dir.join("ca.pem");
     let other = |kept| StartError::OtherAuthority { store: config.store.clone(), kept, ca: ca.clone() };
-    // Not one more authority for a mesh that has one.
-    if let Some(kept) = store.remembered("root").await.map_err(failed)?
-        && !config.data_dir.join("ca").exists()
-    {
-        return Err(other(kept));
-    }
-    let issuer = Issuer::load_or_create(&config.data_dir, &config.trust_domain).map_err(StartError::Authority)?;
+    let given = config.credentials.as_deref().map(CaCredentials::find).transpose();
+    let given = given.map_err(|problem| StartError::Authority(problem.into()))?;
+    let issuer = match given.flatten() {
+        Some(credentials) => {
+            info!("the authority is what systemd gave as credentials");
+            Issuer::from_credentials(&credentials, &config.data_dir, &config.trust_domain)
+        }
+        None => {
+            // Not one more authority for a mesh that has one.
+            if let Some(kept) = store.remembered("root").await.map_err(failed)?
+                && !config.data_dir.join("ca").exists()
+            {
+                return Err(other(kept));
+            }
+            Issuer::load_or_create(&config.data_dir, &config.trust_domain)
+        }
+    };
+    let issuer = issuer.map_err(StartError::Authority)?;
     let root = HEXLOWER.encode(&issuer.ca_pin());
     let kept = store.remember("root", &root).await.map_err(failed)?;
     if kept == root { Ok(issuer) } else { Err(other(kept)) }

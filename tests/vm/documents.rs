@@ -47,15 +47,20 @@ fn a_mesh_is_installed_operated_and_left_as_the_documents_say() -> Result<()> {
     let answers = |reader: &Reader| reader.said.iter().filter(|said| said.contains("hello from orders")).count();
     ensure!(answers(&reader) == 1, "web got no answer: {:?}", reader.said);
     reader.follow("docs/operations.md", |_| true)?;
-    ensure!(answers(&reader) == 2, "after the restore web got no answer: {:?}", reader.said);
+    ensure!(answers(&reader) == 3, "after the restore or the move of the keys web got no answer: {:?}", reader.said);
+    let keys = reader.machine("mainland")?.run_ok("find", &["/var/lib/tombolo-controlplane", "-name", "*.key"])?;
+    ensure!(keys.is_empty(), "keys stayed where they were taken away: {keys}");
     reader.follow("INSTALL.md", leave)?;
     for name in ["orders", "web"] {
         crate::shop::ensure_untouched(reader.machine(name)?)?;
     }
-    // The checkout and the copy are the reader's; userdel keeps what was before; an empty folder is systemd's own.
+    // The checkout, the copy and the root are the reader's; userdel keeps what was before; empty folders and the
+    // machine's own secret are systemd's.
     let allowed = [
         "file /root/",
         "file /etc/sysusers.d",
+        "file /etc/credstore",
+        "file /var/lib/systemd/credential.secret",
         "file /etc/passwd",
         "file /etc/group",
         "file /etc/shadow",

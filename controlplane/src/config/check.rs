@@ -39,6 +39,7 @@ pub(super) fn check(mut effective: Vec<Effective>, sources: &Sources, mistakes: 
     }
     Some(Config {
         data_dir,
+        credentials: sources.credentials.clone(),
         trust_domain: trust_domain?,
         advertise,
         store: store?,
@@ -165,11 +166,12 @@ impl Checker<'_> {
     /// From the file that is named, else from systemd's credential.
     fn password(&mut self, sources: &Sources) -> Option<String> {
         let named = self.text("store.password_file").to_owned();
-        let credential = sources.credentials.as_ref().map(|folder| folder.join(CREDENTIAL));
+        let folder = sources.credentials.as_ref();
+        let credential = CREDENTIALS.iter().find_map(|name| Some(folder?.join(name)).filter(|path| path.exists()));
         let path = match (named.is_empty(), credential) {
             (false, _) => PathBuf::from(&named),
-            (true, Some(credential)) if credential.exists() => credential,
-            (true, _) => return None,
+            (true, Some(credential)) => credential,
+            (true, None) => return None,
         };
         match std::fs::read_to_string(&path) {
             Ok(text) => Some(text.trim_end_matches(['\n', '\r']).to_owned()),
@@ -220,4 +222,5 @@ fn hide_password(effective: &mut [Effective]) {
     }
 }
 
-const CREDENTIAL: &str = "store-password";
+/// As the unit calls the plain one and the one that it decrypts.
+const CREDENTIALS: [&str; 2] = ["store-password", "tombolo-controlplane.store-password.cred"];

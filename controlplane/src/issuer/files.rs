@@ -1,4 +1,5 @@
-//! The authority's files below DIR/ca, and how they come to be.
+//! The authority's files below DIR/ca, and how they come to be. Where it is given as credentials instead
+//! (`credentials.rs`), of these only `ca.pem` is written.
 //!
 //! | file | mode | |
 //! |---|---|---|
@@ -24,6 +25,8 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyUsagePurpose, 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use x509_parser::prelude::FromDer;
+
+use super::credentials::CredentialProblem;
 
 const DAY: Duration = Duration::from_secs(86_400);
 const ROOT_LIFETIME: Duration = Duration::from_secs(3652 * 86_400);
@@ -51,7 +54,8 @@ pub enum CaError {
     #[error("{} was not signed by {}: restore both from one backup", issuing.display(), root.display())]
     NotSignedByRoot { issuing: PathBuf, root: PathBuf },
     #[error(
-        "{} ended at {ended}: if this machine's clock, {now}, is wrong, set it (timedatectl set-ntp true)",
+        "{} ended at {ended}: if this machine's clock, {now}, is wrong, set it (timedatectl set-ntp true); if not, \
+         renew it where the root's key is (tombolo-controlplane ca renew)",
         path.display()
     )]
     Expired { path: PathBuf, ended: String, now: String },
@@ -63,6 +67,10 @@ pub enum CaError {
     NotYetValid { path: PathBuf, begins: String, now: String },
     #[error("{} is missing and cannot be made without {}: restore them from a backup", missing.display(), needed.display())]
     Missing { missing: PathBuf, needed: PathBuf },
+    #[error(transparent)]
+    Credentials(#[from] CredentialProblem),
+    #[error("{} names no trust domain, so it was not made here: renew what it signs with the tools that made it", path.display())]
+    NoTrustDomain { path: PathBuf },
     #[error("{} is the authority of {found}, not of {wanted}: give the trust domain or the data directory it belongs to", path.display())]
     OtherTrustDomain { path: PathBuf, found: String, wanted: TrustDomain },
     #[error("a certificate of the authority could not be signed")]
@@ -99,10 +107,10 @@ pub(super) struct Issuing {
     pub(super) not_after: SystemTime,
 }
 
-struct Certificate {
-    der: CertificateDer<'static>,
-    pem: String,
-    facts: Facts,
+pub(super) struct Certificate {
+    pub(super) der: CertificateDer<'static>,
+    pub(super) pem: String,
+    pub(super) facts: Facts,
 }
 
 impl Issuing {
@@ -118,6 +126,11 @@ impl CaFiles {
         Self { dir: data_dir.join("ca"), bundle: data_dir.join("ca.pem") }
     }
 
+    /// The folder itself, wherever its operator keeps it.
+    pub(super) fn of_folder(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), bundle: dir.join("ca.pem") }
+    }
+
     pub(super) fn load_or_create(&self, trust_domain: &TrustDomain, now: SystemTime) -> Result<Loaded, CaError> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
         made.map_err(|source| CaError::Io { doing: IoProblem::MakeDirectory, path: self.dir.clone(), source })?;
@@ -125,10 +138,35 @@ impl CaFiles {
         let root = self.root(root_key.as_ref(), trust_domain, now)?;
         let issuing = self.issuing(root_key.as_ref(), &root, trust_domain, now)?;
         let loaded = Loaded { root: root.der, root_not_after: root.facts.not_after, roots_pem: root.pem, issuing };
-        if read(&self.bundle)?.as_deref() != Some(loaded.roots_pem.as_str()) {
-            write(&self.bundle, &loaded.roots_pem, 0o644)?;
-        }
+        self.write_bundle(&loaded)?;
         Ok(loaded)
+    }
+
+    pub(super) fn write_bundle(&self, loaded: &Loaded) -> Result<(), CaError> {
+        if read(&self.bundle)?.as_deref() == Some(loaded.roots_pem.as_str()) {
+            return Ok(());
+        }
+        write(&self.bundle, &loaded.roots_pem, 0o644)
+    }
+
+    /// Keys that are here although the authority is given as credentials.
+    pub(super) fn left_keys(&self) -> Vec<PathBuf> {
+        ["root.key", "issuing.key"].map(|name| self.path(name)).into_iter().filter(|path| path.exists()).collect()
+    }
+
+    /// A new issuing certificate, due or not, and a key for it where there is none; answers its end.
+    pub(super) fn renew(&self, now: SystemTime) -> Result<SystemTime, CaError> {
+        let root_key = read_key(&self.path("root.key"))?.ok_or_else(|| self.missing("root.key", "root.key"))?;
+        let path = self.path("root.pem");
+        let root = read_certificate(&path)?.ok_or_else(|| self.missing("root.pem", "root.pem"))?;
+        let named = root.facts.uris.iter().find_map(|uri| uri.strip_prefix("spiffe://")?.parse().ok());
+        let trust_domain: TrustDomain = named.ok_or(CaError::NoTrustDomain { path })?;
+        let root = self.root(Some(&root_key), &trust_domain, now)?;
+        let key = match read_key(&self.path("issuing.key"))? {
+            Some(key) => key,
+            None => self.make_key("issuing.key")?,
+        };
+        Ok(self.make_issuing(&key, &root_key, &root, &trust_domain, now)?.facts.not_after)
     }
 
     /// A new issuing certificate for the same key; `None` when the root's key is not here. Agents
@@ -254,7 +292,7 @@ impl CaFiles {
 }
 
 impl Certificate {
-    fn issuing(&self, key: KeyPair) -> Result<Issuing, CaError> {
+    pub(super) fn issuing(&self, key: KeyPair) -> Result<Issuing, CaError> {
         let issuer = rcgen::Issuer::from_ca_cert_der(&self.der, key).map_err(CaError::Sign)?;
         let (not_before, not_after) = (self.facts.not_before, self.facts.not_after);
         Ok(Issuing { issuer, pem: self.pem.clone(), not_before, not_after })
@@ -287,7 +325,7 @@ fn ca_params(
     Ok(params)
 }
 
-fn check_ca(
+pub(super) fn check_ca(
     certificate: &Certificate,
     path: &Path,
     trust_domain: &TrustDomain,
@@ -313,7 +351,7 @@ fn check_ca(
     Ok(())
 }
 
-fn check_signed_by(
+pub(super) fn check_signed_by(
     issuing: &Certificate,
     issuing_path: &Path,
     root: &Certificate,
@@ -335,10 +373,14 @@ fn read_key(path: &Path) -> Result<Option<KeyPair>, CaError> {
     if mode & 0o077 != 0 {
         return Err(CaError::LooseKey { path: path.to_owned(), mode });
     }
-    KeyPair::from_pem(&text).map(Some).map_err(|source| CaError::Key { path: path.to_owned(), source })
+    parse_key(&text, path).map(Some)
 }
 
-fn read_certificate(path: &Path) -> Result<Option<Certificate>, CaError> {
+pub(super) fn parse_key(text: &str, path: &Path) -> Result<KeyPair, CaError> {
+    KeyPair::from_pem(text).map_err(|source| CaError::Key { path: path.to_owned(), source })
+}
+
+pub(super) fn read_certificate(path: &Path) -> Result<Option<Certificate>, CaError> {
     let Some(pem) = read(path)? else { return Ok(None) };
     let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| CaError::NotPem { path: path.to_owned() })?;
     let facts = Facts::read(&der).map_err(|source| CaError::Certificate { path: path.to_owned(), source })?;
@@ -346,7 +388,7 @@ fn read_certificate(path: &Path) -> Result<Option<Certificate>, CaError> {
 }
 
 /// `None` when there is no such file.
-fn read(path: &Path) -> Result<Option<String>, CaError> {
+pub(super) fn read(path: &Path) -> Result<Option<String>, CaError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

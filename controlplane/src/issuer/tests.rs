@@ -258,6 +258,156 @@ fn the_issuing_certificate_is_renewed_before_it_ends() {
     assert!(matches!(restarted.sign(&csr, &orders(), WORKLOAD_LIFETIME, after), Err(SignError::IssuingExpired { .. })));
 }
 
+/// An authority's files as the unit gives them, and what of them is in `data`.
+struct Given {
+    made: TempDir,
+    folder: TempDir,
+    data: TempDir,
+}
+
+impl Given {
+    fn new() -> Self {
+        let given = Self { made: data_dir(), folder: data_dir(), data: data_dir() };
+        load(&given.made).expect("made");
+        for (file, name) in CREDENTIALS {
+            given.put(name, &given.made.path().join("ca").join(file));
+        }
+        given
+    }
+
+    fn put(&self, name: &str, from: &Path) {
+        fs::copy(from, self.folder.path().join(name)).expect("copied");
+        // What systemd's ACL looks like to stat.
+        fs::set_permissions(self.folder.path().join(name), fs::Permissions::from_mode(0o440)).expect("allowed");
+    }
+
+    fn start(&self) -> Result<Issuer, CaError> {
+        self.start_at(SystemTime::now())
+    }
+
+    fn start_at(&self, now: SystemTime) -> Result<Issuer, CaError> {
+        let credentials = CaCredentials::find(self.folder.path())?.expect("they are there");
+        Issuer::from_credentials_at(&credentials, self.data.path(), &trust_domain(), now)
+    }
+}
+
+const CREDENTIALS: [(&str, &str); 3] =
+    [("root.pem", "ca-root-cert"), ("issuing.pem", "ca-issuing-cert"), ("issuing.key", "ca-issuing-key")];
+
+#[test]
+fn an_authority_of_credentials_signs_and_no_key_is_in_the_data_directory() {
+    let given = Given::new();
+    let issuer = given.start().expect("whole");
+    assert_eq!(issuer.ca_pin(), load(&given.made).expect("found").ca_pin());
+    let key = KeyPair::generate().expect("random");
+    let signed = issuer.sign_workload(&key.csr(None).expect("signs"), &orders(), None).expect("signs");
+    let svid = Svid::from_pem(&signed.chain_pem.concat(), &key).expect("usable");
+    let bundles = Bundles::from_pem(&trust_domain(), &signed.roots_pem).expect("roots");
+    assert_eq!(svid.verify(&bundles, SystemTime::now()), Ok(()));
+    let written: Vec<_> =
+        fs::read_dir(given.data.path()).expect("there").flatten().map(|one| one.file_name()).collect();
+    assert_eq!(written, ["ca.pem"]);
+
+    // As the unit calls what it decrypts.
+    let folder = given.folder.path();
+    fs::rename(folder.join("ca-issuing-key"), folder.join("tombolo-controlplane.ca-issuing-key.cred")).expect("there");
+    given.start().expect("whole");
+    // None at all is for the files below the data directory.
+    assert_eq!(CaCredentials::find(data_dir().path()).expect("readable"), None);
+}
+
+#[test]
+fn broken_authorities_of_credentials_are_refused_and_the_credential_is_named() {
+    let other = data_dir();
+    load(&other).expect("made");
+    let refused = |spoil: &dyn Fn(&Given)| {
+        let given = Given::new();
+        spoil(&given);
+        given.start().expect_err("must be refused")
+    };
+    for (_, name) in CREDENTIALS {
+        let error = refused(&|given| fs::remove_file(given.folder.path().join(name)).expect("there"));
+        assert!(
+            matches!(&error, CaError::Credentials(CredentialProblem::Missing { missing, .. }) if *missing == name),
+            "{name}: {error}"
+        );
+        assert!(error.to_string().contains(&format!("/etc/credstore/tombolo-controlplane.{name}")), "{error}");
+    }
+    let twice = refused(&|given| {
+        given.put("tombolo-controlplane.ca-issuing-key.cred", &other.path().join("ca/issuing.key"));
+    });
+    assert!(matches!(twice, CaError::Credentials(CredentialProblem::Twice { .. })), "{twice}");
+    let swap = |file: &'static str, name: &'static str| {
+        let from = other.path().join("ca").join(file);
+        move |given: &Given| given.put(name, &from)
+    };
+    let mismatch = refused(&swap("issuing.key", "ca-issuing-key"));
+    assert!(matches!(mismatch, CaError::Mismatch { .. }) && mismatch.to_string().contains("ca-issuing-key"));
+    assert!(matches!(refused(&swap("issuing.pem", "ca-issuing-cert")), CaError::Mismatch { .. }));
+    assert!(matches!(refused(&swap("root.pem", "ca-root-cert")), CaError::NotSignedByRoot { .. }));
+    assert!(matches!(refused(&swap("root.pem", "ca-issuing-key")), CaError::Key { .. }));
+    assert!(matches!(refused(&swap("root.key", "ca-root-cert")), CaError::NotPem { .. }));
+    let leaf = refused(&|given| {
+        let key = KeyPair::generate().expect("random");
+        let issuer = load(&given.made).expect("found");
+        let signed = issuer.sign_workload(&key.csr(None).expect("signs"), &orders(), None).expect("signs");
+        // Its issuer is the intermediate: in the place of both it is signed by the root that is named.
+        let folder = given.made.path();
+        fs::write(folder.join("leaf.pem"), &signed.chain_pem[0]).expect("written");
+        fs::write(folder.join("leaf.key"), key.to_pem().as_bytes()).expect("written");
+        given.put("ca-root-cert", &folder.join("ca/issuing.pem"));
+        given.put("ca-issuing-cert", &folder.join("leaf.pem"));
+        given.put("ca-issuing-key", &folder.join("leaf.key"));
+    });
+    assert!(matches!(leaf, CaError::NotACa { .. }) && leaf.to_string().contains("ca-issuing-cert"), "{leaf}");
+
+    let given = Given::new();
+    let credentials = CaCredentials::find(given.folder.path()).expect("readable").expect("there");
+    let elsewhere = Issuer::from_credentials(&credentials, given.data.path(), &"other.example".parse().expect("valid"));
+    assert!(matches!(elsewhere, Err(CaError::OtherTrustDomain { .. })));
+    let error = given.start_at(SystemTime::now() + Duration::from_secs(366 * 86_400)).expect_err("it has ended");
+    assert!(matches!(&error, CaError::Expired { path, .. } if path.ends_with("ca-issuing-cert")), "{error}");
+    assert!(error.to_string().contains("tombolo-controlplane ca renew"), "{error}");
+    let earlier = given.start_at(SystemTime::now() - Duration::from_secs(2 * 86_400)).expect_err("not yet");
+    assert!(matches!(earlier, CaError::NotYetValid { .. }), "{earlier}");
+    assert!(!given.data.path().join("ca").exists(), "a refused start made an authority of its own");
+}
+
+#[test]
+fn a_given_issuing_certificate_is_used_to_its_end_and_renewed_where_the_root_is() {
+    let given = Given::new();
+    let issuer = given.start().expect("whole");
+    let csr = KeyPair::generate().expect("random").csr(None).expect("signs");
+    let sign = |issuer: &Issuer, at| issuer.sign(&csr, &orders(), WORKLOAD_LIFETIME, at);
+    let last_day = SystemTime::now() + Duration::from_secs(365 * 86_400 - 600);
+    sign(&issuer, last_day).expect("it still signs");
+    let warned = issuer.inner.issuing.read().expect("whole").warned;
+    assert_eq!(warned, Some(last_day), "nobody was told");
+    sign(&issuer, last_day + Duration::from_secs(60)).expect("it still signs");
+    assert_eq!(issuer.inner.issuing.read().expect("whole").warned, warned, "told at every signature");
+    let after = last_day + Duration::from_secs(3600);
+    assert!(matches!(sign(&issuer, after), Err(SignError::IssuingExpired { .. })));
+
+    let ca = given.made.path().join("ca");
+    let before = fs::read_to_string(ca.join("issuing.pem")).expect("there");
+    renew_issuing(&ca).expect("the root's key is there");
+    assert_ne!(fs::read_to_string(ca.join("issuing.pem")).expect("there"), before);
+    given.put("ca-issuing-cert", &ca.join("issuing.pem"));
+    given.start().expect("the same key, a new certificate");
+    // With a key of its own, which is how one is replaced.
+    fs::remove_file(ca.join("issuing.key")).expect("there");
+    renew_issuing(&ca).expect("the root's key is there");
+    given.start().expect("what was given is still whole");
+    given.put("ca-issuing-cert", &ca.join("issuing.pem"));
+    assert!(matches!(given.start(), Err(CaError::Mismatch { .. })));
+    given.put("ca-issuing-key", &ca.join("issuing.key"));
+    given.start().expect("both are new");
+
+    fs::remove_file(ca.join("root.key")).expect("there");
+    let error = renew_issuing(&ca).expect_err("no root");
+    assert!(matches!(&error, CaError::Missing { .. }) && error.to_string().contains("root.key"), "{error}");
+}
+
 #[test]
 fn the_server_certificate_serves_agents_and_curl() {
     let dir = data_dir();
