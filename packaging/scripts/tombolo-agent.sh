@@ -19,7 +19,7 @@ installed() {
 # The one place where a running agent gives way to the one that was just installed.
 hand_over() {
     if ! mistakes=$(tombolo agent --config /etc/tombolo/agent.toml --print-config 2>&1 >/dev/null); then
-        say "the agent of version $1 goes on running: the new one cannot use the settings. $mistakes"
+        say "$(earlier agent "$1") goes on running: the new one cannot use the settings. $mistakes"
         say "correct them, then: systemctl restart tombolo-agent"
         return 0
     fi
@@ -33,7 +33,7 @@ hand_over() {
         restart_unit $unit || say "the new agent does not start: journalctl -u tombolo-agent"
         return 0
     fi
-    say "the agent of version $1 goes on running. $said"
+    say "$(earlier agent "$1") goes on running. $said"
     say "see journalctl -u tombolo-agent, then: tombolo agent --hand-over, or systemctl restart tombolo-agent"
 }
 

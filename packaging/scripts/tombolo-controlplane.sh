@@ -10,7 +10,7 @@ installed() {
         then
             restart_unit $unit || say "the new control plane does not start: journalctl -u tombolo-controlplane"
         else
-            say "the control plane of version $1 goes on running: the new one cannot use the settings. $mistakes"
+            say "$(earlier 'control plane' "$1") goes on running: the new one cannot use the settings. $mistakes"
             say "correct them, then: systemctl restart tombolo-controlplane"
         fi
     fi

@@ -45,6 +45,8 @@ fn a_life_with_apt(release: Release) -> Result<()> {
     site.apt(&["install", &old[0], &old[1]])?;
     ensure_inert(&site.web)?;
     site.mesh()?;
+    let verdict = site.web.run("systemd-analyze", &["security", "--no-pager", "--threshold=25", AGENT])?;
+    ensure!(verdict.ok(), "more exposed than 2.5 on {release:?}: {}", verdict.stdout);
     alive(&site.web, "with interception")?;
 
     // Upgrade, under load, with settings of one's own: no request fails, no connection is cut.
@@ -90,9 +92,9 @@ fn a_life_with_apt(release: Release) -> Result<()> {
     alive(&site.web, "after the purge")?;
     site.web.run_ok("systemctl", &["stop", "session"])?;
     let units = ["file /etc/systemd/system/session.service", "unit session"];
-    let load = LOAD.map(|(name, _)| [format!("file /etc/systemd/system/{name}.service"), format!("unit {name}")]);
     let trust = ["file /usr/share/keyrings/tombolo", "file /etc/apt/sources.list.d/tombolo.sources"];
-    let allowed: Vec<&str> = units.into_iter().chain(trust).chain(load.iter().flatten().map(String::as_str)).collect();
+    let load = Load::units();
+    let allowed: Vec<&str> = units.into_iter().chain(trust).chain(load.iter().map(String::as_str)).collect();
     tests::census::Census::take(&site.web)?.ensure_as(&site.before, &allowed)
 }
 
@@ -137,7 +139,7 @@ fn alive(web: &Machine, when: &str) -> Result<()> {
 
 /// What nobody must notice anything of: a connection for each request, bytes both ways without a pause, and
 /// names and requests as a shell has them.
-struct Load;
+pub struct Load;
 
 const LOAD: [(&str, &str); 3] = [
     ("ask", "/usr/bin/testhost ask ORDERS:80"),
@@ -150,7 +152,13 @@ const LOAD: [(&str, &str); 3] = [
 ];
 
 impl Load {
-    fn start(site: &Site) -> Result<Self> {
+    /// How a census shows what it leaves.
+    pub fn units() -> Vec<String> {
+        let both = |name| [format!("file /etc/systemd/system/{name}.service"), format!("unit {name}")];
+        LOAD.into_iter().flat_map(|(name, _)| both(name)).collect()
+    }
+
+    pub fn start(site: &Site) -> Result<Self> {
         site.estate.apply(ECHO)?;
         let address = |name: &str| {
             wait_until(&format!("{name} has an address"), || {
@@ -166,7 +174,7 @@ impl Load {
         Ok(Self)
     }
 
-    fn go_on(&self, web: &Machine, when: &str) {
+    pub fn go_on(&self, web: &Machine, when: &str) {
         let counts = || LOAD.map(|(name, _)| web.journal(name).map(|log| log.lines().count()).unwrap_or_default());
         let before = counts();
         wait_until(&format!("the load goes on {when}"), || {
@@ -177,7 +185,7 @@ impl Load {
     }
 
     /// How much each has said, of which nothing was a failure.
-    fn end(self, web: &Machine) -> Result<Vec<usize>> {
+    pub fn end(self, web: &Machine) -> Result<Vec<usize>> {
         let mut said = Vec::new();
         for (name, _) in LOAD {
             let log = web.journal(name)?;

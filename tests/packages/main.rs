@@ -3,6 +3,7 @@
 //!
 //! They are made of the programs beside the running test, or of those in `TOMBOLO_PROGRAMS`.
 
+mod authority;
 mod bad;
 mod controlplane;
 mod deb;
