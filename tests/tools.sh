@@ -24,8 +24,11 @@ need python3 python3
 need lintian lintian
 need rpmlint rpmlint
 need apparmor_parser apparmor
+need wget wget
+need ufw ufw
 need buildah buildah
 need crun crun
+[ -e /usr/lib/python3/dist-packages/firewall/core/io/service.py ] || missing="$missing python3-firewall"
 [ -n "$(ls -d /usr/lib/postgresql/*/bin/initdb 2>/dev/null)" ] || missing="$missing postgresql"
 rustup component list --installed 2>/dev/null | grep -q rustfmt || command -v rustfmt >/dev/null 2>&1 || rustup component add rustfmt clippy
 [ -z "$missing" ] && exit 0

@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use anyhow::{Result, ensure};
+use tests::census::Census;
 use tests::machine::{AGENT, Release};
 
 use crate::site::{Site, apt};
@@ -71,6 +72,51 @@ fn an_upgrade_that_cannot_be_used_leaves_the_earlier_agent_running() -> Result<(
     site.apt(&["install", "--fix-broken", "--allow-downgrades", &old[0], &old[1]])?;
     site.ensure_served()
 }
+
+#[test]
+fn a_first_install_that_fails_leaves_nothing_that_runs_and_says_why() -> Result<()> {
+    let mut site = Site::open(Release::Bookworm)?;
+    let known = |site: &Site| site.web.shell("dpkg-query -W -f '${Package} ${db:Status-Status}\\n' 'tombolo*'");
+    let nothing = |site: &Site, what: &str, install: &tests::Output, cause: &str| -> Result<()> {
+        let said = format!("{}{}", install.stdout, install.stderr);
+        ensure!(!install.ok() && said.contains(cause), "{what}: {said}");
+        let known = known(site)?.stdout;
+        ensure!(!known.contains("installed"), "{what}: half-installed: {known}");
+        crate::deb::ensure_out_of_the_path(&site.web)?;
+        Census::take(&site.web)?.ensure_as(&site.before, &TRUST)
+    };
+
+    site.stop_server()?;
+    let away = apt(&site.web, &["-o", "Acquire::Retries=0", "install", "tombolo-agent"])?;
+    nothing(&site, "repository away", &away, "10.88.0.1")?;
+    site.serve(&Repository::made()?.path("repository"))?;
+
+    // No room for what is fetched: apt says so before it begins.
+    site.web.run_ok("mount", &["-t", "tmpfs", "-o", "size=1m", "tmpfs", "/var/cache/apt/archives"])?;
+    let full = apt(&site.web, &["install", "tombolo-agent"])?;
+    nothing(&site, "no room for archives", &full, "/var/cache/apt/archives")?;
+    site.web.run_ok("umount", &["/var/cache/apt/archives"])?;
+
+    // No room for what is in the program's package: what was not finished does nothing, and is finished later.
+    site.web.run_ok(
+        "sh",
+        &["-c", "mkdir /usr/share/doc/tombolo && mount -t tmpfs -o size=16k tmpfs /usr/share/doc/tombolo"],
+    )?;
+    let full = apt(&site.web, &["install", "tombolo-agent"])?;
+    ensure!(!full.ok() && full.stdout.contains("No space left"), "{full:?}");
+    let states = known(&site)?.stdout;
+    ensure!(!states.lines().any(|line| line.ends_with(" installed")), "{states}");
+    crate::deb::ensure_out_of_the_path(&site.web)?;
+    let failed = site.web.run_ok("systemctl", &["--failed", "--no-legend", "--plain"])?;
+    ensure!(failed.trim().is_empty(), "{failed}");
+    site.web.run_ok("umount", &["/usr/share/doc/tombolo"])?;
+    // Which apt says itself when it is asked for the package again.
+    site.apt(&["install", "--fix-broken"])?;
+    site.mesh()
+}
+
+/// What an administrator put there to be able to install at all.
+const TRUST: [&str; 2] = ["file /usr/share/keyrings/tombolo", "file /etc/apt/sources.list.d/tombolo.sources"];
 
 #[test]
 fn a_build_that_does_not_serve_gives_way_to_the_one_that_runs() -> Result<()> {

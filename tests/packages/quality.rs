@@ -99,6 +99,35 @@ fn the_apparmor_profile_can_be_parsed() -> Result<()> {
     .map(|_| ())
 }
 
+/// Each as firewalld and ufw read their own files.
+#[test]
+fn the_firewall_profiles_open_the_ports_that_peers_and_operators_need() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let packages = Repository::made()?.path("packages");
+    for package in [format!("tombolo-agent_{NEW}-1_all.deb"), format!("tombolo-controlplane_{NEW}-1_amd64.deb")] {
+        run(Command::new("dpkg-deb").arg("-x").arg(packages.join(package)).arg(folder.path()))?;
+    }
+    // Debian's own Python has them.
+    let mut command = Command::new("/usr/bin/python3");
+    let said = run(command.args(["-c", PROFILES]).arg(folder.path()))?;
+    let expected = "firewalld tombolo-agent 15008/tcp\nfirewalld tombolo-controlplane 15012/tcp 15014/tcp\n\
+                    ufw Tombolo agent 15008/tcp\nufw Tombolo control plane 15012,15014/tcp\n";
+    ensure!(said == expected, "{said}");
+    Ok(())
+}
+
+const PROFILES: &str = r#"
+import sys
+from firewall.core.io.service import service_reader
+import ufw.applications
+for name in ("tombolo-agent", "tombolo-controlplane"):
+    service = service_reader(f"{name}.xml", f"{sys.argv[1]}/usr/lib/firewalld/services")
+    print("firewalld", name, *(f"{port}/{protocol}" for port, protocol in service.ports))
+for name, profile in sorted(ufw.applications.get_profiles(f"{sys.argv[1]}/etc/ufw/applications.d").items()):
+    assert ufw.applications.verify_profile(name, profile)
+    print("ufw", name, *ufw.applications.get_ports(profile))
+"#;
+
 #[test]
 fn the_bill_of_materials_names_every_linked_crate() -> Result<()> {
     let repository = Repository::made()?;
