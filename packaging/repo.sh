@@ -39,12 +39,14 @@ mkdir -p "$pool" "$suite"
 for deb in "$packages"/*.deb; do install -m 0644 "$deb" "$pool/"; done
 for arch in amd64 arm64; do
     index=$suite/main/binary-$arch
-    mkdir -p "$index/by-hash/SHA256"
+    mkdir -p "$index/by-hash/SHA256" "$index/by-hash/SHA512"
     (cd "$out/deb" && apt-ftparchive --arch "$arch" packages pool/main) >"$index/Packages"
     gzip -9nk -f "$index/Packages"
     xz -6k -f "$index/Packages"
+    # apt asks by the strongest hash that Release has.
     for file in "$index"/Packages*; do
         install -m 0644 "$file" "$index/by-hash/SHA256/$(sha256sum "$file" | cut -d' ' -f1)"
+        install -m 0644 "$file" "$index/by-hash/SHA512/$(sha512sum "$file" | cut -d' ' -f1)"
     done
 done
 rm -f "$suite/InRelease" "$suite/Release.gpg" "$suite/Release"

@@ -156,6 +156,10 @@ fn the_keyring_package_replaces_the_key_that_was_put_there_by_hand() -> Result<(
     ensure!(owner.starts_with("tombolo-archive-keyring:"), "{owner}");
     let update = apt(&site.web, &["update", "--error-on=any"])?;
     ensure!(update.ok(), "{update:?}");
+    // An update that is under way while the repository changes never mixes two states of it.
+    let asked = site.asked();
+    let by_hash: Vec<&str> = asked.lines().filter(|line| line.contains("/by-hash/")).collect();
+    ensure!(!by_hash.is_empty() && by_hash.iter().all(|line| line.contains("\" 200 ")), "not by its hash: {asked}");
     Ok(())
 }
 

@@ -55,6 +55,11 @@ impl Site {
         self.server.stop().map(|_| ())
     }
 
+    /// What the repository's server was asked for.
+    pub fn asked(&self) -> String {
+        self.server.log()
+    }
+
     /// Another repository at the same address.
     pub fn serve(&mut self, folder: &Path) -> Result<()> {
         self.server.stop()?;
