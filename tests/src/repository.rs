@@ -146,11 +146,7 @@ pub fn programs() -> Result<PathBuf> {
 pub fn provide_the_distribution(machine: &Machine) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let spec = folder.path().join("distribution.spec");
-    std::fs::write(
-        &spec,
-        "Name: distribution\nVersion: 12\nRelease: 1\nSummary: what Debian brings\nLicense: none\nBuildArch: noarch\n\
-         Provides: /bin/sh\nProvides: systemd\nProvides: config(tombolo-agent)\n%description\nNothing.\n%files\n",
-    )?;
+    std::fs::write(&spec, include_str!("machine/distribution.spec"))?;
     let top = folder.path().display().to_string();
     run(Command::new("rpmbuild").args(["-bb", "--quiet", "--define", &format!("_topdir {top}")]).arg(&spec))?;
     let made = folder.path().join("RPMS/noarch/distribution-12-1.noarch.rpm");
