@@ -27,7 +27,7 @@ CARGO_FLAGS ?= --locked
 SCENARIOS := request kill-controlplane partition reboot-storm rolling-upgrade
 
 .PHONY: demo demo-clean test test-all build release tools lint suites e2e vm sizes bench soak instructions packages repo images test-packages \
-	test-ansible ansible vagrant-tools vagrant-box vagrant-repository vagrant-up vagrant-check $(addprefix vagrant-,$(SCENARIOS))
+	test-ansible ansible vagrant-tools vagrant-box vagrant-repository vagrant-collection vagrant-up vagrant-check $(addprefix vagrant-,$(SCENARIOS))
 
 demo: tools
 	cargo build $(CARGO_FLAGS) --workspace --bins
@@ -144,18 +144,23 @@ vagrant-tools:
 	@vagrant/tools.sh
 
 # Made once: delete a box to have it made again.
-vagrant-box: vagrant-tools $(VAGRANT)/debian-12.box $(VAGRANT)/debian-13.box
+vagrant-box: vagrant-tools $(VAGRANT)/debian-12.box $(VAGRANT)/dnf.box
 $(VAGRANT)/debian-12.box: vagrant/box.sh
-	vagrant/box.sh bookworm $@
-$(VAGRANT)/debian-13.box: vagrant/box.sh
-	vagrant/box.sh trixie $@
+	vagrant/box.sh debian $@
+$(VAGRANT)/dnf.box: vagrant/box.sh
+	vagrant/box.sh dnf $@
 
 # What the estate installs: of the debug build, or of PROGRAMS=FOLDER; VERSION=1.2.3 adds that version.
 vagrant-repository: tools
 	$(if $(PROGRAMS),,cargo build $(CARGO_FLAGS) --workspace --bins)
 	vagrant/repository.sh $(or $(PROGRAMS),$(DEBUG)) $(VAGRANT) $(VERSION)
 
-vagrant-up: vagrant-box vagrant-repository
+# What provisions it.
+vagrant-collection: ansible
+	$(ANSIBLE)/bin/ansible-galaxy collection build ansible --force --output-path $(VAGRANT)
+	cd vagrant && ../$(ANSIBLE)/bin/ansible-galaxy collection install ../$(VAGRANT)/tombolo-mesh-1.0.0.tar.gz --offline --force
+
+vagrant-up: vagrant-box vagrant-repository vagrant-collection
 	cd vagrant && vagrant up --no-parallel
 
 $(addprefix vagrant-,$(filter-out rolling-upgrade,$(SCENARIOS))): vagrant-%:
@@ -168,8 +173,9 @@ vagrant-rolling-upgrade: vagrant-repository
 
 # The estate up, a meshed request, the estate gone; nothing is left. Half an hour where processors are emulated.
 # ALSO="partition reboot-storm": these too, before it goes.
-vagrant-check: vagrant-box vagrant-repository
+vagrant-check: vagrant-box vagrant-repository vagrant-collection
 	vagrant/sandbox.sh vagrant/check.sh $(ALSO)
+
 # The controller: Ansible of these versions in a venv of its own.
 ANSIBLE := target/ansible/venv
 $(ANSIBLE)/bin/ansible-lint: tests/ansible/requirements.txt

@@ -5,6 +5,7 @@ here=$(dirname "$(realpath "$0")")
 cd "$here"
 # Boxes and machines are the sandbox's own, and go with it.
 export VAGRANT_HOME="$TOMBOLO_SANDBOX/home" VAGRANT_DOTFILE_PATH="$TOMBOLO_SANDBOX/machines" VAGRANT_CHECKPOINT_DISABLE=1
+export ANSIBLE_HOME="$TOMBOLO_SANDBOX/ansible"
 vagrant up --provider libvirt --no-parallel --no-color
 for scenario in request "$@"; do make --no-print-directory -C .. "vagrant-$scenario"; done
 vagrant destroy --force --no-parallel

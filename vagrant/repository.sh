@@ -12,6 +12,5 @@ for program in tombolo tombolo-controlplane; do strip -o "$out/programs/$program
 cargo xtask package --quick --programs "$out/programs" --out "$out/packages" ${version:+--version $version}
 export GNUPGHOME="$out/key"
 key=$(packaging/test-key.sh)
-packaging/repo.sh --packages "$out/packages" --out "$out/repository" --key "$key" --url http://cp.corp.example:8000
+packaging/repo.sh --packages "$out/packages" --out "$out/repository" --key "$key" --url http://192.168.56.10:8000
 gpgconf --kill gpg-agent
-install -m 0644 tests/demo/shop.yaml "$out/repository/"

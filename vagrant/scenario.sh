@@ -12,6 +12,11 @@ vagrant ssh-config >"$ssh_config" 2>/dev/null || true
 say() { echo "--- $*"; }
 # on MACHINE SCRIPT: as root there.
 on() { ssh -F "$ssh_config" -o ConnectTimeout=30 -o ServerAliveInterval=10 "$1" sudo sh -eu -s <<<"$2"; }
+# play PLAYBOOK ARGUMENT…: of the collection, on the machines that Vagrant provisioned by it.
+play() {
+    ANSIBLE_INVENTORY="inventory.yml,${VAGRANT_DOTFILE_PATH:-.vagrant}/provisioners/ansible/inventory" LC_ALL=${LC_ALL:-C.UTF-8} \
+        ../target/ansible/venv/bin/ansible-playbook "tombolo.mesh.$1" "${@:2}"
+}
 # eventually SECONDS WHAT COMMAND…: tries until it succeeds.
 eventually() {
     local deadline=$((SECONDS + $1)) what=$2 said
@@ -24,6 +29,9 @@ eventually() {
 }
 request() { on web "curl -fsS --max-time 20 http://orders.shop.mesh/" | grep "hello from orders"; }
 connected() { on "$1" "tombolo status -o json" | grep -q '"connected": *true'; }
+refused() { on web "! curl -fsS --max-time 20 http://orders.shop.mesh/"; }
+# is HOST STATE: in the eyes of the control plane.
+is() { on controlplane "tombolo host list" | grep "^$1 *$2 "; }
 # How many connections of web's identity the agent of orders has served.
 served() { on orders "journalctl -u tombolo-agent TARGET=access -o json" | grep -c 'spiffe://corp.example/ns/shop/sa/web' || true; }
 
@@ -34,6 +42,16 @@ meshed_request() {
     more() { [ "$(served)" -gt "$before" ]; }
     eventually 60 "orders served it to spiffe://corp.example/ns/shop/sa/web" more
 }
+
+# No packet passes between the control plane and ADDRESS.
+cut() {
+    on controlplane "nft add table inet partition
+        nft 'add chain inet partition input { type filter hook input priority -10; }'
+        nft 'add chain inet partition output { type filter hook output priority -10; }'
+        nft add rule inet partition input ip saddr $1 drop
+        nft add rule inet partition output ip daddr $1 drop"
+}
+heal() { on controlplane "nft delete table inet partition"; }
 
 # A client that goes on asking on web while other things happen.
 ask_on_and_on() {
@@ -47,7 +65,10 @@ UNIT
 answers() { on web "journalctl -u asking -o cat --since -1h" | grep -c "^$1\$" || true; }
 stop_asking() {
     on web "systemctl stop asking"
-    say "meanwhile: $(answers answered) requests answered, $(answers failed) failed"
+    local answered failed
+    answered=$(answers answered) failed=$(answers failed)
+    say "meanwhile: $answered requests answered, $failed failed"
+    [ "$answered" -gt 0 ] && [ "$failed" = 0 ] || { echo "an upgrade fails no request" >&2; exit 1; }
 }
 
 case ${1:-} in
@@ -70,23 +91,29 @@ kill-controlplane)
     eventually 120 "orders has found it" connected orders
     ;;
 partition)
-    say "cutting orders off from the control plane"
-    on controlplane "nft add table inet partition
-        nft 'add chain inet partition input { type filter hook input priority -10; }'
-        nft add rule inet partition input ip saddr 192.168.56.11 drop"
+    say "cutting web off from the control plane"
+    cut 192.168.56.12
+    eventually 180 "the control plane misses web" is web away
     meshed_request
-    say "the operator forbids it; orders cannot hear of that yet"
+    say "the operator forbids it; web cannot hear of that, orders can"
     on controlplane 'tombolo apply -f - <<POLICY
 {apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: nobody, namespace: shop},
  spec: {selector: {matchLabels: {app: orders}}, action: DENY, rules: [{}]}}
 POLICY'
-    request
-    say "healing"
-    on controlplane "nft delete table inet partition"
-    refused() { ! request; }
-    eventually 180 "orders obeys the new policy" refused
+    eventually 120 "orders obeys the new policy" refused
     on controlplane "tombolo delete authorizationpolicy nobody -n shop"
     eventually 120 "and obeys when it is taken back" request
+    heal
+    eventually 180 "healed: web has the control plane" connected web
+
+    say "cutting orders off from the control plane"
+    cut 192.168.56.11
+    eventually 180 "the control plane misses orders" is orders away
+    eventually 120 "and web is told that nobody serves it" refused
+    say "who does not ask the mesh is served as before"
+    on legacy "curl -fsS --max-time 20 http://192.168.56.11:8080/"
+    heal
+    eventually 180 "healed: web asked orders through the mesh" request
     ;;
 reboot-storm)
     say "every machine reboots at once"
@@ -99,17 +126,18 @@ reboot-storm)
 rolling-upgrade)
     [ -n "${VERSION:-}" ] || { echo "say which VERSION; make vagrant-rolling-upgrade makes one" >&2; exit 2; }
     vagrant rsync controlplane
-    upgrade='if ! command -v apt-get >/dev/null; then exec dnf upgrade -y --refresh --disablerepo="*" --enablerepo=tombolo </dev/null; fi
-        apt-get update -qq -o Dir::Etc::sourcelist=/etc/apt/sources.list.d/tombolo.sources -o Dir::Etc::sourceparts=-
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --only-upgrade tombolo tombolo-agent tombolo-controlplane </dev/null'
     ask_on_and_on
-    for machine in controlplane orders web; do
-        say "$machine goes to $VERSION"
-        on "$machine" "$upgrade"
-        eventually 120 "a request goes through" request
-    done
+    say "the control plane goes to $VERSION"
+    play site --limit tombolo_controlplane --extra-vars "controlplane_version=$VERSION"
+    eventually 120 "a request goes through" request
+    say "the hosts go to $VERSION, one after the other, each through its health gate"
+    play rolling_upgrade --extra-vars "upgrade_to=$VERSION"
+    eventually 120 "a request goes through" request
     stop_asking
-    for machine in controlplane orders web; do on "$machine" "tombolo --version" | grep -F "$VERSION"; done
+    # The programs may be the same: the packages tell.
+    for machine in controlplane orders web; do
+        on "$machine" "dpkg-query -W tombolo 2>/dev/null || rpm -q tombolo" | grep -F "$VERSION"
+    done
     ;;
 *)
     sed -n '2,4p' "$0" >&2
