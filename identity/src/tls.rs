@@ -16,6 +16,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 
 mod flow;
+mod secrets;
 
 pub use crate::certificate::{peer_identity, peer_not_after};
 pub use crate::verifier::{Pins, explain, refusal};
@@ -27,6 +28,7 @@ use crate::svid::Svid;
 use crate::verifier::{Clients, Server};
 
 pub use flow::{FlowServers, flow_client_config};
+pub use secrets::{TrafficKey, TrafficSecret, TrafficSecrets, key_log};
 
 /// ALPN of HBONE, of gRPC and of REST over HTTP/2.
 pub const HBONE_ALPN: &[u8] = b"h2";
@@ -165,7 +167,9 @@ fn server(
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    config.enable_secret_extraction = true; // the data plane seals and opens the records itself
+    // The data plane seals and opens the records itself.
+    config.enable_secret_extraction = true;
+    config.key_log = key_log();
     Ok(config)
 }
 
@@ -185,7 +189,9 @@ fn client(
     };
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     config.resumption = Resumption::disabled();
-    config.enable_secret_extraction = true; // the data plane seals and opens the records itself
+    // The data plane seals and opens the records itself.
+    config.enable_secret_extraction = true;
+    config.key_log = key_log();
     Ok(config)
 }
 

@@ -6,8 +6,9 @@
 
 use std::ops::Range;
 
-use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use rustls::ConnectionTrafficSecrets;
+use aws_lc_rs::aead::{Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::error::Unspecified;
+use identity::tls::TrafficKey;
 
 /// Type, version and length before the sealed bytes (§5.2).
 pub(crate) const HEAD_BYTES: usize = 5;
@@ -40,8 +41,6 @@ pub(crate) enum RecordError {
     Length { bytes: usize },
     #[error("a TLS record was changed on its way")]
     Forged,
-    #[error("the peer chose a TLS cipher suite that was not offered")]
-    Suite,
     #[error("the peer sent more TLS records than one key may protect")]
     Exhausted,
 }
@@ -60,15 +59,9 @@ struct Keys {
 }
 
 impl Keys {
-    fn new(sequence: u64, secrets: &ConnectionTrafficSecrets) -> Result<Self, RecordError> {
-        let (algorithm, key, iv) = match secrets {
-            ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
-            ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
-            _ => return Err(RecordError::Suite),
-        };
-        let key = UnboundKey::new(algorithm, key.as_ref()).map_err(|_| RecordError::Suite)?;
-        let iv = iv.as_ref().try_into().map_err(|_| RecordError::Suite)?;
-        Ok(Self { key: LessSafeKey::new(key), iv, sequence })
+    fn new(sequence: u64, key: &TrafficKey) -> Result<Self, Unspecified> {
+        let bound = LessSafeKey::new(UnboundKey::new(key.algorithm, &key.key)?);
+        Ok(Self { key: bound, iv: key.iv, sequence })
     }
 
     /// The nonce of the next record (§5.3); never the same twice under one key.
@@ -84,8 +77,8 @@ impl Keys {
 }
 
 impl Sealer {
-    pub(crate) fn new(sequence: u64, secrets: &ConnectionTrafficSecrets) -> Result<Self, RecordError> {
-        Keys::new(sequence, secrets).map(Self)
+    pub(crate) fn new(sequence: u64, key: &TrafficKey) -> Result<Self, Unspecified> {
+        Keys::new(sequence, key).map(Self)
     }
 
     /// Whether the key has to be replaced before the next record.
@@ -109,8 +102,8 @@ impl Sealer {
 }
 
 impl Opener {
-    pub(crate) fn new(sequence: u64, secrets: &ConnectionTrafficSecrets) -> Result<Self, RecordError> {
-        Keys::new(sequence, secrets).map(Self)
+    pub(crate) fn new(sequence: u64, key: &TrafficKey) -> Result<Self, Unspecified> {
+        Keys::new(sequence, key).map(Self)
     }
 
     /// Decrypts one whole record in place: what it carries, and where in `record`.

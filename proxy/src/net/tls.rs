@@ -13,9 +13,9 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use identity::tls::TrafficSecret;
 use rustls::client::ClientConnectionData;
 use rustls::kernel::KernelConnection;
-use rustls::server::ServerConnectionData;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -30,9 +30,13 @@ use crate::net::records::{Content, HEAD_BYTES, MAX_PLAINTEXT_BYTES, Opener, Reco
 /// takes for a connection that was cut.
 pub(crate) struct TlsStream {
     tcp: TcpStream,
-    session: Session,
+    /// Where the next key of what we receive comes from.
+    receives: TrafficSecret,
     opener: Opener,
+    /// Where the next key of what we send comes from.
+    sends: TrafficSecret,
     sealer: Sealer,
+    tickets: Tickets,
     incoming: Incoming,
     /// Sealed and not yet written.
     outgoing: Option<(Buffer, Range<usize>)>,
@@ -57,10 +61,14 @@ enum Ended {
     Connection,
 }
 
-/// What rustls keeps of a connection: how its secrets go on, and where tickets belong.
-enum Session {
-    Client(KernelConnection<ClientConnectionData>),
-    Server(KernelConnection<ServerConnectionData>),
+/// What becomes of the peer's tickets (RFC 8446 §4.6.1).
+enum Tickets {
+    /// Only servers send them.
+    Refused,
+    /// rustls, which keeps 2 KiB for that, has a place for them. Ours come before all data.
+    Kept(Box<KernelConnection<ClientConnectionData>>),
+    /// The data has begun; a client need not use a ticket.
+    Ignored,
 }
 
 impl TlsStream {
@@ -140,12 +148,8 @@ impl TlsStream {
     /// Tells the peer that new keys follow, and takes them (RFC 8446 §4.6.3).
     fn update_keys(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let (buffer, sealed) = self.seal_one(Content::Handshake, &KEY_UPDATE)?;
-        let (sequence, secrets) = match &mut self.session {
-            Session::Client(session) => session.update_tx_secret(),
-            Session::Server(session) => session.update_tx_secret(),
-        }
-        .map_err(invalid)?;
-        self.sealer = Sealer::new(sequence, &secrets).map_err(invalid)?;
+        self.sends.renew().map_err(invalid)?;
+        self.sealer = self.sends.key().and_then(|key| Sealer::new(0, &key)).map_err(invalid)?;
         self.keys_wanted = false;
         self.send(cx, buffer, sealed)
     }
@@ -174,6 +178,15 @@ impl TlsStream {
             end += record;
         }
         Ok(0..end)
+    }
+}
+
+impl Tickets {
+    /// The peer has begun to send data.
+    fn end(&mut self) {
+        if let Self::Kept(_) = self {
+            *self = Self::Ignored;
+        }
     }
 }
 

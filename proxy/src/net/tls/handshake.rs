@@ -3,18 +3,19 @@
 use std::io;
 use std::sync::Arc;
 
+use identity::tls::{TrafficKey, TrafficSecret, TrafficSecrets};
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{Accepted, Acceptor, ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError, UnbufferedConnectionCommon, UnbufferedStatus,
 };
-use rustls::{ClientConfig, ExtractedSecrets, HandshakeKind, ServerConfig};
+use rustls::{ClientConfig, ConnectionTrafficSecrets, ExtractedSecrets, HandshakeKind, ServerConfig};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::incoming::Incoming;
-use super::{Ended, Session, TlsStream, invalid};
+use super::{Ended, Tickets, TlsStream, invalid};
 use crate::net::records::{Opener, Sealer};
 
 /// What the peer has shown during the handshake.
@@ -43,10 +44,12 @@ pub(crate) async fn connect(
 ) -> io::Result<(TlsStream, Proof)> {
     let mut connection = UnbufferedClientConnection::new(config, name).map_err(invalid)?;
     let process = UnbufferedConnectionCommon::<ClientConnectionData>::process_tls_records;
-    let incoming = shake_hands(&mut connection, process, &mut tcp, Incoming::default()).await?;
+    let (incoming, TrafficSecrets { client, server }) =
+        shake_hands(&mut connection, process, &mut tcp, Incoming::default()).await?;
     let proof = Proof::of(&connection);
-    let (secrets, session) = connection.dangerous_into_kernel_connection().map_err(invalid)?;
-    Ok((TlsStream::new(tcp, Session::Client(session), &secrets, incoming)?, proof))
+    let (agreed, session) = connection.dangerous_into_kernel_connection().map_err(invalid)?;
+    let tickets = Tickets::Kept(Box::new(session));
+    Ok((TlsStream::new(tcp, Secrets { sends: client, receives: server }, &agreed, tickets, incoming)?, proof))
 }
 
 /// Reads what a client says first. Dropping the future closes the socket.
@@ -81,10 +84,11 @@ pub(crate) async fn accept(config: Arc<ServerConfig>, hello: Hello) -> io::Resul
     drop(accepted);
     let mut connection = UnbufferedServerConnection::new(config).map_err(invalid)?;
     let process = UnbufferedConnectionCommon::<ServerConnectionData>::process_tls_records;
-    let incoming = shake_hands(&mut connection, process, &mut tcp, incoming).await?;
+    let (incoming, TrafficSecrets { client, server }) =
+        shake_hands(&mut connection, process, &mut tcp, incoming).await?;
     let proof = Proof::of(&connection);
-    let (secrets, session) = connection.dangerous_into_kernel_connection().map_err(invalid)?;
-    Ok((TlsStream::new(tcp, Session::Server(session), &secrets, incoming)?, proof))
+    let (agreed, _) = connection.dangerous_into_kernel_connection().map_err(invalid)?;
+    Ok((TlsStream::new(tcp, Secrets { sends: server, receives: client }, &agreed, Tickets::Refused, incoming)?, proof))
 }
 
 impl Proof {
@@ -96,12 +100,54 @@ impl Proof {
     }
 }
 
+/// The secrets of the two directions, as one side sees them.
+struct Secrets {
+    sends: TrafficSecret,
+    receives: TrafficSecret,
+}
+
 impl TlsStream {
-    fn new(tcp: TcpStream, session: Session, secrets: &ExtractedSecrets, incoming: Incoming) -> io::Result<Self> {
-        let opener = Opener::new(secrets.rx.0, &secrets.rx.1).map_err(invalid)?;
-        let sealer = Sealer::new(secrets.tx.0, &secrets.tx.1).map_err(invalid)?;
-        let (outgoing, keys_wanted, peer_ended, ended) = (None, false, Ended::Not, Ended::Not);
-        Ok(Self { tcp, session, opener, sealer, incoming, outgoing, keys_wanted, peer_ended, ended, flows: false })
+    fn new(
+        tcp: TcpStream,
+        Secrets { sends, receives }: Secrets,
+        agreed: &ExtractedSecrets,
+        tickets: Tickets,
+        incoming: Incoming,
+    ) -> io::Result<Self> {
+        let opener = Opener::new(agreed.rx.0, &agreed_key(&receives, &agreed.rx.1)?).map_err(invalid)?;
+        let sealer = Sealer::new(agreed.tx.0, &agreed_key(&sends, &agreed.tx.1)?).map_err(invalid)?;
+        Ok(Self {
+            tcp,
+            receives,
+            opener,
+            sends,
+            sealer,
+            tickets,
+            incoming,
+            outgoing: None,
+            keys_wanted: false,
+            peer_ended: Ended::Not,
+            ended: Ended::Not,
+            flows: false,
+        })
+    }
+}
+
+/// The key of `secret`, which must be the one that rustls uses. It is not where the peer has changed its keys before
+/// the handshake was over here, which nobody has a reason to.
+fn agreed_key(secret: &TrafficSecret, agreed: &ConnectionTrafficSecrets) -> io::Result<TrafficKey> {
+    let key = secret.key().map_err(invalid)?;
+    let same = match agreed {
+        ConnectionTrafficSecrets::Aes128Gcm { key: agreed, iv }
+        | ConnectionTrafficSecrets::Aes256Gcm { key: agreed, iv } => {
+            agreed.as_ref() == &key.key[..] && iv.as_ref() == key.iv
+        }
+        _ => false,
+    };
+    if same {
+        Ok(key)
+    } else {
+        Err(invalid("the peer changed its TLS keys during the handshake, or chose a suite that was not offered"))
     }
 }
 
@@ -117,19 +163,21 @@ enum Next {
     Established,
 }
 
-/// Returns what arrived behind the handshake.
+/// Returns what arrived behind the handshake, and what the connection's keys are made from.
 async fn shake_hands<Data>(
     connection: &mut UnbufferedConnectionCommon<Data>,
     process: Process<Data>,
     tcp: &mut TcpStream,
     mut incoming: Incoming,
-) -> io::Result<Incoming> {
+) -> io::Result<(Incoming, TrafficSecrets)> {
     let mut outgoing = Vec::new();
     // A peer may send data right behind its handshake, before it has seen the end of ours.
     let mut early = Vec::new();
+    let mut secrets = None;
     loop {
         let handshaking = connection.is_handshaking();
         let UnbufferedStatus { mut discard, state, .. } = process(connection, incoming.raw_mut());
+        secrets = TrafficSecrets::take().or(secrets);
         let next = match state {
             Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, &mut outgoing).map(|()| Next::Look),
             Ok(ConnectionState::TransmitTlsData(data)) => {
@@ -165,7 +213,8 @@ async fn shake_hands<Data>(
             Ok(Next::Established) => {
                 write(tcp, &mut outgoing).await?;
                 incoming.hold(&early)?;
-                return Ok(incoming);
+                let secrets = secrets.ok_or_else(|| invalid("the TLS configuration does not keep its secrets"))?;
+                return Ok((incoming, secrets));
             }
             Err(error) => {
                 tell(connection, process, &mut incoming, tcp).await;

@@ -8,7 +8,7 @@ use rustls::{AlertDescription, Error};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::{Ended, Session, TlsStream, invalid};
+use super::{Ended, Tickets, TlsStream, invalid};
 use crate::net::buffers::{Buffer, SLOT_BYTES, SLOTS};
 use crate::net::records::{Content, Opener, length};
 
@@ -166,6 +166,7 @@ impl TlsStream {
                 self.obey(content, place)?;
             }
             if self.incoming.is_plain() {
+                self.tickets.end();
                 continue;
             }
             if self.peer_ended != Ended::Not {
@@ -198,19 +199,18 @@ impl TlsStream {
                 while let [kind, a, b, c, after @ ..] = rest {
                     let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
                     let (body, after) = after.split_at_checked(length).ok_or_else(garbled)?;
-                    match (*kind, body, &mut self.session) {
-                        (KEY_UPDATE, [asked @ (0 | 1)], session) => {
+                    match (*kind, body) {
+                        (KEY_UPDATE, [asked @ (0 | 1)]) => {
                             self.keys_wanted |= *asked == 1;
-                            let updated = match session {
-                                Session::Client(session) => session.update_rx_secret(),
-                                Session::Server(session) => session.update_rx_secret(),
-                            };
-                            let (sequence, secrets) = updated.map_err(invalid)?;
-                            self.opener = Opener::new(sequence, &secrets).map_err(invalid)?;
+                            self.receives.renew().map_err(invalid)?;
+                            let key = self.receives.key().map_err(invalid)?;
+                            self.opener = Opener::new(0, &key).map_err(invalid)?;
                         }
-                        (NEW_SESSION_TICKET, body, Session::Client(session)) => {
-                            session.handle_new_session_ticket(body).map_err(invalid)?;
-                        }
+                        (NEW_SESSION_TICKET, body) => match &mut self.tickets {
+                            Tickets::Kept(session) => session.handle_new_session_ticket(body).map_err(invalid)?,
+                            Tickets::Ignored => {}
+                            Tickets::Refused => return Err(garbled()),
+                        },
                         _ => return Err(garbled()),
                     }
                     rest = after;

@@ -22,6 +22,7 @@ fn configurations() -> (Arc<rustls::ClientConfig>, Arc<rustls::ServerConfig>) {
     let client = client.expect("supported").with_root_certificates(roots).with_no_client_auth();
     let (mut client, mut server) = (client, server.expect("the key fits"));
     (client.enable_secret_extraction, server.enable_secret_extraction) = (true, true);
+    (client.key_log, server.key_log) = (identity::tls::key_log(), identity::tls::key_log());
     (Arc::new(client), Arc::new(server))
 }
 
@@ -143,6 +144,27 @@ async fn new_keys_are_taken_and_given() {
         assert_eq!(got, [round; 50]);
         assert!(!ours.keys_wanted);
     }
+}
+
+#[tokio::test]
+async fn what_rustls_keeps_is_held_until_the_first_data_and_secrets_nowhere_else() {
+    let (mut client, mut server) = ours_on_both_sides().await;
+    assert!(identity::tls::TrafficSecrets::take().is_none(), "left behind in the thread");
+    assert!(matches!((&client.tickets, &server.tickets), (Tickets::Kept(_), Tickets::Refused)));
+    server.write_all(b"data").await.expect("the peer reads");
+    client.read_exact(&mut [0; 4]).await.expect("sent");
+    assert!(matches!(client.tickets, Tickets::Ignored));
+}
+
+#[tokio::test]
+async fn a_configuration_that_keeps_no_secrets_is_refused_with_the_reason() {
+    let (client, server) = configurations();
+    let mut silent = (*client).clone();
+    silent.key_log = Arc::new(rustls::NoKeyLog {});
+    let (near, far) = sockets().await;
+    let (ours, _theirs) = tokio::join!(tls::connect(Arc::new(silent), name(), near), accept(server, far));
+    let error = ours.err().expect("no keys could follow the first");
+    assert!(error.to_string().contains("does not keep its secrets"), "{error}");
 }
 
 #[tokio::test]
