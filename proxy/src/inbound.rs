@@ -131,7 +131,6 @@ impl Inbound {
         for listener in self.listeners.plaintext {
             let (shared, connections) = (self.shared.clone(), tasks.clone());
             let take = move |peer, client| {
-                socket::prepare_accepted(&peer, &shared.config.sockets);
                 connections.spawn(plaintext::serve(shared.clone(), peer, client));
             };
             tasks.spawn(listener.run(drain.clone(), heartbeats.clone(), metrics.clone(), take));

@@ -88,10 +88,9 @@ impl Listener {
         config: &SocketConfig,
         given: &mut Vec<OwnedFd>,
     ) -> Result<Self, BindError> {
-        let socket = match socket::take_listening(given, address) {
-            Some(socket) => TcpListener::from_std(socket.into()),
-            None => socket::listen(address, kind, config),
-        };
+        let listening =
+            socket::take_listening(given, address).map_or_else(|| socket::listen(address, kind, config), Ok);
+        let socket = listening.and_then(|listening| socket::accepting(listening, config));
         let bound = socket.and_then(|socket| Ok((socket.local_addr()?, Arc::new(socket))));
         let (address, socket) = bound.map_err(|source| BindError { address, purpose, source })?;
         Ok(Self { purpose, address, socket })

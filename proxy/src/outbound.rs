@@ -19,7 +19,7 @@ use crate::drain::{DrainWatch, Tasks};
 use crate::flow;
 use crate::hbone::pool::Pool;
 use crate::listener::{BindError, Heartbeats, Listener};
-use crate::net::socket::{self, Listening, OriginalDestination};
+use crate::net::socket::{Listening, OriginalDestination};
 use crate::report::Observers;
 use crate::view::View;
 use connection::Connection;
@@ -60,7 +60,6 @@ impl Outbound {
         for listener in self.listeners {
             let (shared, connections) = (self.shared.clone(), tasks.clone());
             let take = move |app, client| {
-                socket::prepare_accepted(&app, &shared.config.sockets);
                 connections.spawn(Connection::new(shared.clone(), client).serve(app));
             };
             let metrics = self.shared.observers.metrics.clone();

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::config::SocketConfig;
 use crate::net::addr::{OrigDst, canonical};
@@ -49,7 +49,7 @@ pub(crate) enum Listening {
 }
 
 /// Binds and listens.
-pub(crate) fn listen(address: SocketAddr, kind: Listening, config: &SocketConfig) -> io::Result<TcpListener> {
+pub(crate) fn listen(address: SocketAddr, kind: Listening, config: &SocketConfig) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
@@ -63,7 +63,13 @@ pub(crate) fn listen(address: SocketAddr, kind: Listening, config: &SocketConfig
     }
     socket.bind(&address.into())?;
     socket.listen(i32::try_from(config.backlog).unwrap_or(i32::MAX))?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
+}
+
+/// Begins to accept. What is accepted has the options of the listener (`tcp_create_openreq_child`, net/ipv4/tcp_minisocks.c).
+pub(crate) fn accepting(listening: OwnedFd, config: &SocketConfig) -> io::Result<TcpListener> {
+    prepare(&SockRef::from(&listening), config);
+    TcpListener::from_std(listening.into())
 }
 
 /// The socket among `given` that listens on `address`. Whoever bound it did so as [`listen`] does.
@@ -77,21 +83,15 @@ pub(crate) fn take_listening(given: &mut Vec<OwnedFd>, address: SocketAddr) -> O
     Some(given.swap_remove(position))
 }
 
-/// Options of a connection that came in.
-pub(crate) fn prepare_accepted(accepted: &TcpStream, config: &SocketConfig) {
-    prepare(&SockRef::from(accepted), config);
-}
-
-/// Options of a tunnel that a peer opened.
+/// Options of a tunnel that a peer opened, beside those that it has from the listener.
 pub(crate) fn prepare_tunnel(accepted: &TcpStream, config: &SocketConfig) {
-    prepare_accepted(accepted, config);
     pace_long_path(accepted.as_fd(), config.short_path);
 }
 
 /// Dials a peer's tunnel port. Dropping the future abandons the attempt.
 pub(crate) async fn connect_tunnel(to: SocketAddr, config: &SocketConfig) -> io::Result<TcpStream> {
     let socket = dialling(to)?;
-    unpaced(&SockRef::from(&socket));
+    unpaced(&socket);
     let stream = dial(socket, to, config).await?;
     pace_long_path(stream.as_fd(), config.short_path);
     Ok(stream)
@@ -105,14 +105,31 @@ pub(crate) async fn connect(to: SocketAddr, config: &SocketConfig) -> io::Result
 /// Dials an application of this host as the agent itself.
 pub(crate) async fn connect_here(to: SocketAddr, config: &SocketConfig) -> io::Result<TcpStream> {
     let socket = dialling(to)?;
-    unpaced(&SockRef::from(&socket));
+    unpaced(&socket);
     dial(socket, to, config).await
 }
 
-async fn dial(socket: TcpSocket, to: SocketAddr, config: &SocketConfig) -> io::Result<TcpStream> {
-    mark(&SockRef::from(&socket), config.mark);
-    let stream = socket.connect(to).await?;
-    prepare(&SockRef::from(&stream), config);
+async fn dial(socket: Socket, to: SocketAddr, config: &SocketConfig) -> io::Result<TcpStream> {
+    mark(&socket, config.mark);
+    prepare(&socket, config);
+    established(socket, to).await
+}
+
+/// Connects. An application of this host has mostly answered when the call returns, although that says "in
+/// progress"; then there is nothing to wait for.
+async fn established(socket: Socket, to: SocketAddr) -> io::Result<TcpStream> {
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    // Only a connection that stands has a peer (getpeername(2)).
+    if stream.peer_addr().is_err() {
+        stream.writable().await?;
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
+        }
+    }
     Ok(stream)
 }
 
@@ -137,16 +154,14 @@ pub(crate) async fn connect_from(from: IpAddr, to: SocketAddr, config: &SocketCo
 async fn connect_from_port(from: SocketAddr, to: SocketAddr, config: &SocketConfig) -> io::Result<TcpStream> {
     let socket = dialling(to)?;
     // The same port serves connections to different applications.
-    socket.set_reuseaddr(true)?;
-    let options = SockRef::from(&socket);
-    set_transparent(&options, to.is_ipv6())?;
-    mark(&options, Some(config.source_preserving_mark));
-    unpaced(&options);
+    socket.set_reuse_address(true)?;
+    set_transparent(&socket, to.is_ipv6())?;
+    mark(&socket, Some(config.source_preserving_mark));
+    unpaced(&socket);
+    prepare(&socket, config);
     set_bind_address_no_port(socket.as_fd())?;
-    socket.bind(from)?;
-    let stream = socket.connect(to).await?;
-    prepare(&SockRef::from(&stream), config);
-    Ok(stream)
+    socket.bind(&from.into())?;
+    established(socket, to).await
 }
 
 /// Makes the next close of the socket a reset, so that the peer does not take it for a clean end.
@@ -155,11 +170,8 @@ pub(crate) fn reset_on_close(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-fn dialling(to: SocketAddr) -> io::Result<TcpSocket> {
-    match to {
-        SocketAddr::V4(_) => TcpSocket::new_v4(),
-        SocketAddr::V6(_) => TcpSocket::new_v6(),
-    }
+fn dialling(to: SocketAddr) -> io::Result<Socket> {
+    Socket::new(Domain::for_address(to), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))
 }
 
 fn set_transparent(socket: &Socket, v6: bool) -> io::Result<()> {

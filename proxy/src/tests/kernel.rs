@@ -200,7 +200,9 @@ fn intercepted_connections_arrive_with_the_callers_address() {
 
 /// Which congestion control both ends of a tunnel have, the dialling one first.
 async fn congestion_of_a_tunnel(config: &SocketConfig) -> [String; 2] {
-    let listener = socket::listen(SocketAddr::new(ip(A4), 0), Listening::Tunnels, config).expect("the address is here");
+    let listening =
+        socket::listen(SocketAddr::new(ip(A4), 0), Listening::Tunnels, config).expect("the address is here");
+    let listener = socket::accepting(listening, config).expect("it listens");
     let address = listener.local_addr().expect("it is bound");
     let (dialled, accepted) = tokio::join!(socket::connect_tunnel(address, config), listener.accept());
     let (dialled, (accepted, _)) = (dialled.expect("it listens"), accepted.expect("somebody dials"));
