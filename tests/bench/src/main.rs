@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tests::Estate;
 
 use crate::path::{Between, Path};
@@ -75,6 +76,7 @@ fn main() -> Result<()> {
         return documents::write(&workspace, &recorded, &peers);
     }
 
+    allow_files(arguments.hold);
     let run = measure(&arguments)?;
     print!("{}", report::text(&run, recorded.last(), &peers));
     let output = workspace.join("target/bench");
@@ -130,7 +132,7 @@ fn measure(arguments: &Arguments) -> Result<Run> {
         }
     }
     for path in paths.iter().filter(|path| wanted("hold") && path.has_agents()) {
-        hold(&mut run, path, arguments.hold.min(most_held()?))?;
+        hold(&mut run, path, arguments.hold.min(most_held()))?;
     }
     if wanted("scale") {
         large(&mut estate, &mut run, arguments)?;
@@ -140,25 +142,39 @@ fn measure(arguments: &Arguments) -> Result<Run> {
 }
 
 /// How many connections an agent can hold here: two sockets each, and some for itself, of what this
-/// process may open (`ulimit -n`), which the agents inherit.
-fn most_held() -> Result<u64> {
-    let limits = std::fs::read_to_string("/proc/self/limits")?;
-    let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files")).context("no limit of files")?;
-    // proc_pid_limits(5): soft, hard, unit. "unlimited" is no number.
-    let soft = limit.split_whitespace().next().and_then(|soft| soft.parse().ok()).unwrap_or(u64::MAX);
-    Ok(soft.saturating_sub(OWN_FILES) / 2)
+/// process may open, which the agents inherit.
+fn most_held() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX).saturating_sub(OWN_FILES) / 2
+}
+
+/// Has this process and its children open as many files as the work needs, if it may (getrlimit(2)).
+fn allow_files(held: u64) {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = (2 * held + OWN_FILES).max(limit.current.unwrap_or(u64::MAX));
+    let maximum = limit.maximum.map(|maximum| maximum.max(wanted));
+    // Where it may not, fewer are held.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
 }
 
 /// Memory with connections held open, and a moment after they closed.
 fn hold(run: &mut Run, path: &Path, most: u64) -> Result<()> {
     let mut seen = Vec::new();
-    for connections in HELD.iter().filter(|connections| **connections <= most) {
+    // Where fewer than the last count can be open, as many as can are, for the slope.
+    for connections in HELD.iter().map(|connections| most.min(*connections)) {
         eprintln!("{}: {connections} open connections", path.name);
-        let mut holding = path.hold(*connections)?;
+        let mut holding = path.hold(connections)?;
         std::thread::sleep(RELEASE_TIME);
-        let Some(memory) = remember(run, path, &format!("hold{connections}"))? else { return Ok(()) };
-        seen.push((*connections as f64, memory));
+        let memory = if HELD.contains(&connections) {
+            remember(run, path, &format!("hold{connections}"))?
+        } else {
+            path.memory()?
+        };
+        let Some(memory) = memory else { return Ok(()) };
+        seen.push((connections as f64, memory));
         holding.stop()?;
+        if connections == most {
+            break;
+        }
     }
     // A slope, since what earlier work left behind is there at every count.
     if let [(few, with_few), .., (many, with_many)] = seen[..] {
@@ -167,7 +183,8 @@ fn hold(run: &mut Run, path: &Path, most: u64) -> Result<()> {
             run.add(&format!("hold/mib_per_1000_{side}"), &path.name, added / (many - few) * 1000.0);
         }
     }
-    std::thread::sleep(RELEASE_TIME);
+    // Thousands that close at once keep an agent busy for the first of these.
+    std::thread::sleep(2 * RELEASE_TIME);
     remember(run, path, "released")?;
     Ok(())
 }
