@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use api::admin::ConnectionView;
-use api::{WorkloadUid, policy};
 
+use crate::metrics::Series;
 use crate::net::traffic::Traffic;
 use crate::report::Noted;
 
@@ -29,23 +29,16 @@ pub(crate) struct Open {
     pub(crate) since: Instant,
     pub(crate) facts: Noted,
     pub(crate) traffic: Traffic,
-    /// What the policy of which local workload was asked, for inbound connections.
-    pub(crate) judged: Option<Judged>,
-}
-
-/// The question that a policy answered.
-#[derive(Debug, Clone)]
-pub(crate) struct Judged {
-    pub(crate) workload: WorkloadUid,
-    pub(crate) connection: policy::Connection,
+    /// What counts it.
+    pub(crate) series: Arc<Series>,
 }
 
 impl Connections {
-    pub(crate) fn add(&self, facts: Noted, judged: Option<Judged>, since: Instant) -> Arc<Open> {
+    pub(crate) fn add(&self, facts: Noted, series: Arc<Series>, since: Instant) -> Arc<Open> {
         let mut list = self.list();
         let id = list.next;
         list.next += 1;
-        let open = Arc::new(Open { id, since, facts, traffic: Traffic::default(), judged });
+        let open = Arc::new(Open { id, since, facts, traffic: Traffic::default(), series });
         list.open.insert(id, open.clone());
         open
     }

@@ -248,7 +248,7 @@ impl Handle {
         loop {
             timer.tick().await;
             for open in self.observers.connections.all() {
-                self.observers.metrics.count_bytes(&open);
+                open.count_bytes();
             }
         }
     }

@@ -6,9 +6,10 @@
 //! bounded by the size of the mesh's configuration.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use api::{Service, SpiffeId, Workload};
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
@@ -32,6 +33,17 @@ pub(crate) struct Metrics {
     pub(crate) warm: Gauge,
     pub(crate) closed_by_policy: Counter,
     pub(crate) accept_errors: Family<Label, Counter>,
+    series: Arc<Mutex<HashMap<TcpLabels, Arc<Series>>>>,
+}
+
+/// What counts an open connection of these labels: found once, when it opens. Two dozen texts are hashed and compared
+/// for each look (`TcpLabels`).
+pub(crate) struct Series {
+    pub(crate) opened: Counter,
+    /// Without a fault.
+    pub(crate) closed: Counter,
+    pub(crate) received_bytes: Counter,
+    pub(crate) sent_bytes: Counter,
 }
 
 /// Which side of a connection reports.
@@ -84,6 +96,26 @@ impl Metrics {
         let help = "Connections that could not be accepted, by listener (too many open files, mostly)";
         registry.register("tombolo_accept_errors", help, m.accept_errors);
         metrics
+    }
+}
+
+impl Metrics {
+    /// The series of connections without a fault.
+    pub(crate) fn series(&self, labels: TcpLabels) -> Arc<Series> {
+        // Nothing that can panic runs under this lock; a poisoned one is still whole.
+        let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = series.get(&labels) {
+            return known.clone();
+        }
+        let of = |family: &Family<TcpLabels, Counter>| family.get_or_create_owned(&labels);
+        let new = Arc::new(Series {
+            opened: of(&self.opened),
+            closed: of(&self.closed),
+            received_bytes: of(&self.received_bytes),
+            sent_bytes: of(&self.sent_bytes),
+        });
+        series.insert(labels, new.clone());
+        new
     }
 }
 

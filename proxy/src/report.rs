@@ -9,11 +9,12 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Instant;
 
-use api::{Revision, Service};
+use api::{Revision, Service, Workload, policy};
 use telemetry::Chain;
 
-use crate::connections::{Connections, Judged, Open};
+use crate::connections::{Connections, Open};
 use crate::metrics::{Label, Metrics, Party, Reporter, TcpLabels};
+use crate::net::addr::UpstreamAddr;
 use crate::net::copy::CopyError;
 use crate::net::traffic::Stop;
 use crate::standing::Standing;
@@ -169,9 +170,10 @@ impl Report {
     }
 
     /// Puts the connection among the open ones with the facts of now; from here on it can be stopped.
-    pub(crate) fn open(&mut self, judged: Option<Judged>) -> Arc<Open> {
-        let open = self.observers.connections.add(self.facts.clone(), judged, self.started);
-        self.observers.metrics.opened.get_or_create(&self.facts.labels(Flag::Ended)).inc();
+    pub(crate) fn open(&mut self) -> Arc<Open> {
+        let series = self.observers.metrics.series(self.facts.labels(Flag::Ended));
+        series.opened.inc();
+        let open = self.observers.connections.add(self.facts.clone(), series, self.started);
         self.observers.metrics.sockets_open.get_or_create(&self.facts.direction.label()).inc();
         self.open = Some(open.clone());
         open
@@ -241,8 +243,11 @@ impl Drop for Report {
         let flag = self.outcome.unwrap_or(Flag::Aborted);
         let metrics = &self.observers.metrics;
         if let Some(open) = &self.open {
-            metrics.count_bytes(open);
-            metrics.closed.get_or_create(&self.facts.labels(flag)).inc();
+            open.count_bytes();
+            match flag {
+                Flag::Ended => open.series.closed.inc(),
+                fault => metrics.closed.get_or_create(&self.facts.labels(fault)).inc(),
+            };
             metrics.sockets_open.get_or_create(&self.facts.direction.label()).dec();
             // Last: who sees that none is open finds them all counted.
             self.observers.connections.remove(open.id);
@@ -254,15 +259,12 @@ impl Drop for Report {
     }
 }
 
-impl Metrics {
-    /// Adds the bytes that a connection moved since it was last counted.
-    pub(crate) fn count_bytes(&self, open: &Open) {
-        let (received, sent) = open.traffic.take_uncounted();
-        if received + sent > 0 {
-            let labels = open.facts.labels(Flag::Ended);
-            self.received_bytes.get_or_create(&labels).inc_by(received);
-            self.sent_bytes.get_or_create(&labels).inc_by(sent);
-        }
+impl Open {
+    /// Adds the bytes that it moved since it was last counted.
+    pub(crate) fn count_bytes(&self) {
+        let (received, sent) = self.traffic.take_uncounted();
+        self.series.received_bytes.inc_by(received);
+        self.series.sent_bytes.inc_by(sent);
     }
 }
 
@@ -272,6 +274,23 @@ impl Facts {
         match self.direction {
             Direction::Outbound => &self.source,
             Direction::Inbound => &self.destination,
+        }
+    }
+
+    /// What a policy is asked about the connection to `target`: only what was proved or seen.
+    pub(crate) fn connection(&self, target: UpstreamAddr) -> policy::Connection {
+        let (source, source_ip) = (self.source.identity.clone(), self.client.ip());
+        policy::Connection { source, source_ip, destination: target.get() }
+    }
+
+    /// Whose policies were asked what, for inbound connections that got so far.
+    pub(crate) fn judged(&self) -> Option<(&Workload, policy::Connection)> {
+        match self.direction {
+            Direction::Outbound => None,
+            Direction::Inbound => {
+                let (workload, target) = (self.destination.workload.as_deref()?, self.upstream?);
+                Some((workload, self.connection(UpstreamAddr::new(target))))
+            }
         }
     }
 

@@ -148,6 +148,14 @@ impl Default for Standings {
 }
 
 impl Standing {
+    /// Who it is, if it dials us.
+    pub(crate) fn caller(&self) -> Option<&SpiffeId> {
+        match &self.who {
+            Who::Caller(identity, _) => Some(identity),
+            Who::Called(_) => None,
+        }
+    }
+
     /// Completes when the peer's last certificate has ended. Dropping the future has no effect.
     pub(crate) async fn ended(&self) {
         while let Ok(left) = self.until().duration_since(SystemTime::now()) {

@@ -50,13 +50,14 @@ struct Shared {
 
 #[derive(Default)]
 struct Slots {
-    by_key: HashMap<Key, Slot>,
+    by_key: HashMap<Arc<Key>, Slot>,
     /// No connection is kept any more.
     closed: bool,
 }
 
 /// One destination.
 struct Slot {
+    key: Arc<Key>,
     demand: Demand,
     way: Way,
     /// The newest last.
@@ -85,14 +86,19 @@ pub(crate) struct Open {
 /// Where the connection of a flow belongs when the flow is over.
 pub(crate) struct Origin {
     pool: Pool,
-    key: Key,
-    proof: Proof,
+    place: Place,
     proven: Proven,
+}
+
+/// Of which destination a connection is, and with what it was made. The destination's name is held once.
+struct Place {
+    key: Arc<Key>,
+    proof: Proof,
 }
 
 /// How one flow is to be carried.
 enum Plan {
-    Warm(Connection, Proof),
+    Warm(Connection, Place),
     Make(Way, Making),
     Hbone,
 }
@@ -100,7 +106,7 @@ enum Plan {
 /// A handshake in progress; over when dropped.
 struct Making {
     pool: Pool,
-    key: Key,
+    key: Arc<Key>,
 }
 
 impl Pool {
@@ -123,15 +129,15 @@ impl Pool {
             let plan = self.plan(key, first).map_err(Arc::new)?;
             first = false;
             self.refill(key);
-            let (mut connection, proof, warm) = match plan {
+            let (mut connection, place, warm) = match plan {
                 Plan::Hbone => return Ok(None),
-                Plan::Warm(connection, proof) => (connection, proof, true),
+                Plan::Warm(connection, place) => (connection, place, true),
                 Plan::Make(way, making) => {
-                    let proof = way.proof.clone();
+                    let place = Place { key: making.key.clone(), proof: way.proof.clone() };
                     let made = timeout_at(deadline, Box::pin(self.make(key, way, making))).await;
                     let made = made.unwrap_or(Err(TunnelError::TimedOut { to: key.to, limit }));
                     match made.map_err(Arc::new)? {
-                        Some(connection) => (connection, proof, false),
+                        Some(connection) => (connection, place, false),
                         None => return Ok(None),
                     }
                 }
@@ -139,7 +145,7 @@ impl Pool {
             match timeout_at(deadline, connection.ask(&bytes)).await {
                 Ok(Ok(Answer::Accepted)) => {
                     let (end, proven) = connection.into_end();
-                    let origin = Box::new(Origin { pool: self.clone(), key: key.clone(), proof, proven });
+                    let origin = Box::new(Origin { pool: self.clone(), place, proven });
                     return Ok(Some(Open { end, origin }));
                 }
                 // The peer drains; whoever accepts there now takes the flow.
@@ -200,13 +206,13 @@ impl Pool {
         while let Some(mut connection) = slot.warm.pop() {
             self.cooled(1);
             if connection.is_ready(at) {
-                return Ok(Plan::Warm(connection, slot.way.proof.clone()));
+                return Ok(Plan::Warm(connection, slot.place()));
             }
         }
         let always = parts.tunnel == Tunnel::Flow;
         if always || (!hbone_is_ready && slot.demand.spend(&parts.config, now)) {
             slot.making += 1;
-            return Ok(Plan::Make(slot.way.clone(), Making { pool: self.clone(), key: key.clone() }));
+            return Ok(Plan::Make(slot.way.clone(), Making { pool: self.clone(), key: slot.key.clone() }));
         }
         Ok(Plan::Hbone)
     }
@@ -217,8 +223,10 @@ impl Pool {
         // The key is copied only for its first flow.
         if !slots.by_key.contains_key(key) {
             let demand = Demand::new(&parts.config, now);
-            let slot = Slot { demand, way: self.way(key)?, warm: Vec::new(), making: 0, hbone_until: None };
-            slots.by_key.insert(key.clone(), slot);
+            let key = Arc::new(key.clone());
+            let way = self.way(&key)?;
+            let slot = Slot { key: key.clone(), demand, way, warm: Vec::new(), making: 0, hbone_until: None };
+            slots.by_key.insert(key, slot);
         }
         let slot = slots.by_key.get_mut(key).ok_or(TunnelError::Draining)?;
         if !slot.way.proof.is(&Proof::of(&parts.credentials, &key.source)) {
@@ -282,21 +290,21 @@ impl Pool {
         let wanted = slot.demand.wanted(&parts.config, now);
         while slot.warm.len() + slot.making < wanted && slot.demand.spend(&parts.config, now) {
             slot.making += 1;
-            begun.push((slot.way.clone(), Making { pool: self.clone(), key: key.clone() }));
+            begun.push((slot.way.clone(), Making { pool: self.clone(), key: slot.key.clone() }));
         }
         drop(slots);
         for (way, making) in begun {
-            let (pool, key) = (self.clone(), key.clone());
-            self.0.tasks.spawn(async move { pool.warm(key, way, making).await });
+            let (pool, place) = (self.clone(), Place { key: making.key.clone(), proof: way.proof.clone() });
+            self.0.tasks.spawn(async move { pool.warm(place, way, making).await });
         }
     }
 
     /// Makes one connection and keeps it.
-    async fn warm(&self, key: Key, way: Way, making: Making) {
-        let proof = way.proof.clone();
-        let made = timeout(self.0.parts.connect_timeout, Box::pin(self.make(&key, way, making))).await;
+    async fn warm(&self, place: Place, way: Way, making: Making) {
+        let key = &place.key;
+        let made = timeout(self.0.parts.connect_timeout, Box::pin(self.make(key, way, making))).await;
         match made {
-            Ok(Ok(Some(connection))) => self.put(&key, &proof, connection),
+            Ok(Ok(Some(connection))) => self.put(&place, connection),
             Ok(Ok(None)) => {}
             // The next flow finds out for itself, and its report says so.
             Ok(Err(error)) => debug!(dst.hbone_addr = %key.to, error = %telemetry::Chain(&error), "not warmed"),
@@ -305,9 +313,9 @@ impl Pool {
     }
 
     /// Keeps a connection, unless the credentials have changed or there are enough.
-    fn put(&self, key: &Key, proof: &Proof, connection: Connection) {
+    fn put(&self, place: &Place, connection: Connection) {
         let mut slots = self.slots();
-        let slot = slots.by_key.get_mut(key).filter(|slot| slot.way.proof.is(proof));
+        let slot = slots.by_key.get_mut(&*place.key).filter(|slot| slot.way.proof.is(&place.proof));
         if let Some(slot) = slot.filter(|slot| slot.warm.len() < self.0.parts.config.max_warm) {
             slot.warm.push(connection);
             self.0.parts.metrics.warm.inc();
@@ -315,7 +323,7 @@ impl Pool {
     }
 
     /// Leaves what is dead or too many. The destinations that are left.
-    fn sweep(&self, now: Instant) -> Vec<Key> {
+    fn sweep(&self, now: Instant) -> Vec<Arc<Key>> {
         let parts = &self.0.parts;
         let mut slots = self.slots();
         slots.by_key.retain(|key, slot| {
@@ -330,7 +338,7 @@ impl Pool {
             wanted > 0 || slot.making > 0
         });
         // Credentials that have changed are taken up by the next flow, not before.
-        let current = |(key, slot): &(&Key, &Slot)| slot.way.proof.is(&Proof::of(&parts.credentials, &key.source));
+        let current = |(key, slot): &(&Arc<Key>, &Slot)| slot.way.proof.is(&Proof::of(&parts.credentials, &key.source));
         slots.by_key.iter().filter(current).map(|(key, _)| key.clone()).collect()
     }
 
@@ -352,7 +360,18 @@ impl Pool {
     }
 }
 
+impl Slot {
+    fn place(&self) -> Place {
+        Place { key: self.key.clone(), proof: self.way.proof.clone() }
+    }
+}
+
 impl Origin {
+    /// Whom the connection is from and to.
+    pub(crate) fn key(&self) -> &Key {
+        &self.place.key
+    }
+
     /// The peer of the flow.
     pub(crate) fn standing(&self) -> &Arc<Standing> {
         &self.proven.standing
@@ -361,14 +380,14 @@ impl Origin {
     /// Gives the connection of a flow that ended in order back.
     pub(crate) fn give_back(self, end: End) {
         if let Some(connection) = Connection::again(end, self.proven) {
-            self.pool.put(&self.key, &self.proof, connection);
+            self.pool.put(&self.place, connection);
         }
     }
 }
 
 impl Drop for Making {
     fn drop(&mut self) {
-        if let Some(slot) = self.pool.slots().by_key.get_mut(&self.key) {
+        if let Some(slot) = self.pool.slots().by_key.get_mut(&*self.key) {
             slot.making = slot.making.saturating_sub(1);
         }
     }

@@ -8,10 +8,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use api::{Snapshot, SpiffeId, Workload, policy};
+use api::{Snapshot, SpiffeId, Workload};
 use tokio::net::TcpStream;
 
-use crate::connections::{Judged, Open};
+use crate::connections::Open;
 use crate::hbone::Authority;
 use crate::inbound::authorize::{judge, review_one};
 use crate::inbound::{DialError, Shared, service_of, workload_at};
@@ -52,7 +52,6 @@ pub(crate) enum AdmitError {
 pub(crate) struct Admitted {
     pub(crate) application: TcpStream,
     pub(crate) workload: Arc<Workload>,
-    pub(crate) judged: Judged,
 }
 
 /// What was asked for, found.
@@ -89,26 +88,23 @@ pub(crate) async fn admit(
     }
     let target = target(shared, peer, &snapshot, authority)?;
     facts.upstream = Some(target.address.get());
-    facts.destination = Party { workload: Some(target.workload.clone()), identity: target.workload.identity().ok() };
+    let own = target.workload.identity().ok();
+    // All connections to it hold its name once, as long as it has a certificate.
+    let held = own.as_ref().and_then(|own| shared.credentials.svid(own)).map(|svid| svid.identity().clone());
+    facts.destination = Party { workload: Some(target.workload.clone()), identity: held.or(own) };
     facts.service = service_of(&snapshot, &target.workload, target.address.get().port());
-    let connection = policy::Connection {
-        source: Some(peer.identity.clone()),
-        source_ip: peer.client.get().ip(),
-        destination: target.address.get(),
-    };
-    let verdict = judge(&snapshot, &target.workload, &connection);
+    let verdict = judge(&snapshot, &target.workload, &facts.connection(target.address));
     facts.policy = verdict.policy().map(str::to_owned);
     if !verdict.allowed() {
         return Err(AdmitError::Denied { reason: verdict.reason() });
     }
-    let judged = Judged { workload: target.workload.uid.clone(), connection };
     let application = shared.dial(peer.client, target.address).await.map_err(AdmitError::Dial)?;
-    Ok(Admitted { application, workload: target.workload, judged })
+    Ok(Admitted { application, workload: target.workload })
 }
 
 /// Puts an admitted connection among the open ones: bytes may move.
-pub(crate) fn open(shared: &Shared, judged: Judged, report: &mut Report) -> Arc<Open> {
-    let open = report.open(Some(judged));
+pub(crate) fn open(shared: &Shared, report: &mut Report) -> Arc<Open> {
+    let open = report.open();
     // Policies may have changed while the application was dialled.
     review_one(&shared.view.load(), &open, &shared.observers);
     open

@@ -47,11 +47,11 @@ pub(crate) async fn keep(view: View, observers: Observers) {
 fn review(snapshot: &Arc<Snapshot>, observers: &Observers) {
     let mut in_force: HashMap<WorkloadUid, Vec<&AuthorizationPolicy>> = HashMap::new();
     for open in observers.connections.all() {
-        let Some(judged) = &open.judged else { continue };
+        let Some((workload, connection)) = open.facts.judged() else { continue };
         // A workload that is gone keeps its connections until they end: it is draining.
-        let Some(workload) = snapshot.workload(&judged.workload) else { continue };
+        let Some(workload) = snapshot.workload(&workload.uid) else { continue };
         let policies = in_force.entry(workload.uid.clone()).or_insert_with(|| snapshot.policies_for(workload));
-        let verdict = evaluate(policies.iter().copied(), &judged.connection);
+        let verdict = evaluate(policies.iter().copied(), &connection);
         if !verdict.allowed() {
             stop(&open, &verdict, observers);
         }
@@ -60,9 +60,9 @@ fn review(snapshot: &Arc<Snapshot>, observers: &Observers) {
 
 /// For a connection that was judged by an older snapshot than the one that [`keep`] saw last.
 pub(crate) fn review_one(snapshot: &Snapshot, open: &Open, observers: &Observers) {
-    let Some(judged) = &open.judged else { return };
-    let Some(workload) = snapshot.workload(&judged.workload) else { return };
-    let verdict = evaluate(snapshot.policies_for(workload).into_iter(), &judged.connection);
+    let Some((workload, connection)) = open.facts.judged() else { return };
+    let Some(workload) = snapshot.workload(&workload.uid) else { return };
+    let verdict = evaluate(snapshot.policies_for(workload).into_iter(), &connection);
     if !verdict.allowed() {
         stop(open, &verdict, observers);
     }

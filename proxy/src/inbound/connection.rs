@@ -4,6 +4,7 @@
 //! A peer that does not offer `tombolo/1` sees nothing but HBONE.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -32,6 +33,9 @@ enum Spoken {
     Flow { peer: Peer, stream: Box<TlsStream>, not_after: SystemTime },
 }
 
+/// What is left to do then, in room of its own: HTTP/2 needs ten times that of a flow.
+type Rest = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// Why there is no tunnel with a peer.
 #[derive(Debug, thiserror::Error)]
 enum HandshakeError {
@@ -55,15 +59,32 @@ enum HandshakeError {
     Http2(#[source] h2::Error),
 }
 
-/// Serves one connection of a peer until it ends.
-pub(crate) async fn serve(
+/// Serves one connection of a peer until it ends. What the handshake needs, its arguments included, is given back
+/// when TLS stands.
+pub(crate) fn serve(
     shared: Arc<Shared>,
     tcp: TcpStream,
     client: SocketAddr,
     handshake: HandshakeGuard,
     drain: DrainWatch,
     tasks: Tasks,
-) {
+) -> impl Future<Output = ()> + Send {
+    let begun = Box::pin(begin(shared, tcp, client, handshake, drain, tasks));
+    async {
+        if let Some(rest) = begun.await {
+            rest.await;
+        }
+    }
+}
+
+async fn begin(
+    shared: Arc<Shared>,
+    tcp: TcpStream,
+    client: SocketAddr,
+    handshake: HandshakeGuard,
+    drain: DrainWatch,
+    tasks: Tasks,
+) -> Option<Rest> {
     let client = ClientAddr::new(client);
     let limit = shared.config.inbound.handshake_timeout;
     let shaken = tokio::select! {
@@ -76,9 +97,10 @@ pub(crate) async fn serve(
     let result = Label("result", if shaken.is_ok() { "ok" } else { "failed" });
     shared.observers.metrics.handshakes.get_or_create(&result).inc();
     match shaken {
-        // Boxed: HTTP/2 needs ten times the room of a flow, once for all streams of a peer.
-        Ok(Spoken::Hbone(peer, server)) => Box::pin(serve_streams(shared, peer, server, drain, tasks)).await,
-        Ok(Spoken::Flow { peer, stream, not_after }) => flow::serve(shared, peer, stream, not_after, drain).await,
+        Ok(Spoken::Hbone(peer, server)) => return Some(Box::pin(serve_streams(shared, peer, server, drain, tasks))),
+        Ok(Spoken::Flow { peer, stream, not_after }) => {
+            return Some(Box::pin(flow::serve(shared, peer, stream, not_after, drain)));
+        }
         // Whoever only looks whether the port is open (a load balancer, a scanner) is no event.
         Err(error @ HandshakeError::Left(_)) => {
             debug!(src.addr = %client, error = %Chain(&error), "no tunnel with a peer");
@@ -89,6 +111,7 @@ pub(crate) async fn serve(
             report.failed(&error);
         }
     }
+    None
 }
 
 async fn serve_streams(shared: Arc<Shared>, peer: Peer, server: Box<Server>, drain: DrainWatch, tasks: Tasks) {
@@ -133,6 +156,8 @@ async fn shake_hands(shared: &Shared, tcp: TcpStream, client: ClientAddr) -> Res
     }
     let caller = Who::Caller(identity.clone(), client.get().ip());
     let standing = shared.standings.proved(caller, not_after, None).standing;
+    // All connections of a caller hold its name once.
+    let identity = standing.caller().cloned().unwrap_or(identity);
     let peer = Peer { identity, client, local, standing };
     if !offered {
         let server = Server::handshake(stream, &shared.config.hbone).await.map_err(HandshakeError::Http2)?;

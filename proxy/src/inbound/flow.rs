@@ -11,7 +11,6 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::debug;
 
-use crate::connections::Judged;
 use crate::drain::DrainWatch;
 use crate::flow::server::{answer, first_byte, read_body};
 use crate::flow::{Answer, Header, HeaderError};
@@ -56,8 +55,8 @@ async fn serve_one(shared: &Shared, peer: &Peer, mut stream: Box<TlsStream>, fir
     let mut report = report(shared, peer, Carrier::Flow);
     // Boxed, so that a flow that has found its application gives the room back.
     match Box::pin(accept(shared, peer, &mut stream, first, &mut report)).await {
-        Ok((application, judged)) => {
-            let open = open(shared, judged, &mut report);
+        Ok(application) => {
+            let open = open(shared, &mut report);
             let idle = shared.config.inbound.idle_timeout;
             let (mut client, mut application) = (End::Tls(stream), End::Tcp(application));
             let result = copy_both_ways(&mut client, &mut application, &open.traffic, idle).await;
@@ -111,7 +110,7 @@ async fn accept(
     stream: &mut TlsStream,
     first: u8,
     report: &mut Report,
-) -> Result<(TcpStream, Judged), FlowError> {
+) -> Result<TcpStream, FlowError> {
     let limit = shared.config.inbound.handshake_timeout;
     let body = timeout(limit, read_body(stream, first)).await;
     let body = body.map_err(|_| FlowError::Slow { limit })?.map_err(FlowError::Gone)?.map_err(FlowError::Header)?;
@@ -128,7 +127,7 @@ async fn accept(
     let admitted = admit(shared, peer, &Authority::Address(header.destination), report).await;
     let admitted = admitted.map_err(FlowError::Refused)?;
     answer(stream, Answer::Accepted).await.map_err(FlowError::Gone)?;
-    Ok((admitted.application, admitted.judged))
+    Ok(admitted.application)
 }
 
 impl FlowError {

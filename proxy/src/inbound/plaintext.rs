@@ -7,10 +7,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use api::{Snapshot, Workload, policy};
+use api::{Snapshot, Workload};
 use tokio::net::TcpStream;
 
-use crate::connections::Judged;
 use crate::inbound::admit::open;
 use crate::inbound::authorize::judge;
 use crate::inbound::{DialError, Shared, service_of, workload_at};
@@ -44,8 +43,8 @@ pub(crate) async fn serve(shared: Arc<Shared>, peer: TcpStream, client: SocketAd
     let client = ClientAddr::new(client);
     let mut report = Report::new(&shared.observers, Direction::Inbound, client.get());
     match accept(&shared, &peer, client, &mut report).await {
-        Ok((application, judged)) => {
-            let open = open(&shared, judged, &mut report);
+        Ok(application) => {
+            let open = open(&shared, &mut report);
             let idle = shared.config.inbound.idle_timeout;
             let (mut client, mut application) = (End::Tcp(peer), End::Tcp(application));
             let result = copy_both_ways(&mut client, &mut application, &open.traffic, idle).await;
@@ -64,7 +63,7 @@ async fn accept(
     peer: &TcpStream,
     client: ClientAddr,
     report: &mut Report,
-) -> Result<(TcpStream, Judged), PlaintextError> {
+) -> Result<TcpStream, PlaintextError> {
     let dialled = socket::local_as_dialled(peer).map_err(PlaintextError::Address)?;
     report.facts.dialled = Some(dialled.get());
     if shared.own_ports.contains(&dialled.get().port()) {
@@ -83,15 +82,12 @@ async fn accept(
     report.facts.destination = Party { workload: Some(workload.clone()), identity: None };
     report.facts.service = service_of(&snapshot, workload, port);
     report.facts.source.workload = only_workload_at(&snapshot, client);
-    let connection = policy::Connection { source: None, source_ip: client.get().ip(), destination: target.get() };
-    let verdict = judge(&snapshot, workload, &connection);
+    let verdict = judge(&snapshot, workload, &report.facts.connection(target));
     report.facts.policy = verdict.policy().map(str::to_owned);
     if !verdict.allowed() {
         return Err(PlaintextError::Denied { reason: verdict.reason() });
     }
-    let judged = Judged { workload: workload.uid.clone(), connection };
-    let application = shared.dial(client, target).await.map_err(PlaintextError::Dial)?;
-    Ok((application, judged))
+    shared.dial(client, target).await.map_err(PlaintextError::Dial)
 }
 
 /// The workload that calls, for telemetry: nothing tells several at one address apart.

@@ -13,7 +13,6 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use tokio::net::TcpStream;
 use tracing::debug;
 
-use crate::connections::Judged;
 use crate::hbone::{Authority, AuthorityError, BAGGAGE, Baggage, FORWARDED, TRACEPARENT};
 use crate::inbound::Shared;
 use crate::inbound::admit::{AdmitError, Peer, admit, open, report};
@@ -52,8 +51,8 @@ impl Stream {
         let (head, recv) = request.into_parts();
         // Boxed, so that a connection that has found its application gives the room back.
         match Box::pin(self.accept(head, &mut respond)).await {
-            Ok((application, judged, send)) => {
-                let open = open(&self.shared, judged, &mut self.report);
+            Ok((application, send)) => {
+                let open = open(&self.shared, &mut self.report);
                 let idle = self.shared.config.inbound.idle_timeout;
                 let (mut client, mut application) = (End::Tunnel { send, recv }, End::Tcp(application));
                 let result = copy_both_ways(&mut client, &mut application, &open.traffic, idle).await;
@@ -74,7 +73,7 @@ impl Stream {
         &mut self,
         request: Parts,
         respond: &mut SendResponse<Bytes>,
-    ) -> Result<(TcpStream, Judged, h2::SendStream<Bytes>), StreamError> {
+    ) -> Result<(TcpStream, h2::SendStream<Bytes>), StreamError> {
         self.log_headers(&request);
         if request.method != Method::CONNECT {
             return Err(StreamError::Method { method: request.method });
@@ -88,7 +87,7 @@ impl Stream {
             response.headers_mut().insert(BAGGAGE, baggage);
         }
         let send = respond.send_response(response, false).map_err(StreamError::Gone)?;
-        Ok((admitted.application, admitted.judged, send))
+        Ok((admitted.application, send))
     }
 
     fn log_headers(&self, request: &Parts) {

@@ -79,12 +79,18 @@ struct Relay<'a> {
 
 /// One direction.
 struct Flow {
+    /// Made with the first bytes that go through it.
+    copied: Option<Box<Copied>>,
+    state: FlowState,
+}
+
+/// Bytes on their way where they cannot go from socket to socket.
+struct Copied {
     /// Read and not yet written.
     chunk: Bytes,
     /// Room for the next read; given back while nothing comes.
     room: BytesMut,
     read_bytes: usize,
-    state: FlowState,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -179,7 +185,7 @@ impl Drop for Relay<'_> {
 
 impl Flow {
     fn new() -> Self {
-        Self { chunk: Bytes::new(), room: BytesMut::new(), read_bytes: SMALL_READ_BYTES, state: FlowState::Moving }
+        Self { copied: None, state: FlowState::Moving }
     }
 
     /// Moves what can be moved; ready when this direction has ended.
@@ -191,8 +197,8 @@ impl Flow {
         moved: &AtomicU64,
     ) -> Poll<Result<(), Broken>> {
         loop {
-            if !self.chunk.is_empty() {
-                let n = ready!(to.poll_write(cx, &mut self.chunk)).map_err(Broken::To)?;
+            if let Some(copied) = self.copied.as_deref_mut().filter(|copied| !copied.chunk.is_empty()) {
+                let n = ready!(to.poll_write(cx, &mut copied.chunk)).map_err(Broken::To)?;
                 moved.fetch_add(n as u64, Ordering::Relaxed);
                 from.written(n);
                 continue;
@@ -209,20 +215,31 @@ impl Flow {
                 continue;
             }
             match self.state {
-                FlowState::Moving => match ready!(self.poll_read(cx, from)).map_err(Broken::From)? {
-                    Some(chunk) => self.chunk = chunk,
-                    None => self.state = FlowState::Ending,
-                },
+                FlowState::Moving => {
+                    let copied = self.copied.get_or_insert_default();
+                    match ready!(copied.poll_read(cx, from)).map_err(Broken::From)? {
+                        Some(chunk) => copied.chunk = chunk,
+                        None => self.state = FlowState::Ending,
+                    }
+                }
                 FlowState::Ending => {
                     ready!(to.poll_end(cx)).map_err(Broken::To)?;
-                    self.room = BytesMut::new();
+                    self.copied = None;
                     self.state = FlowState::Ended;
                 }
                 FlowState::Ended => return Poll::Ready(Ok(())),
             }
         }
     }
+}
 
+impl Default for Copied {
+    fn default() -> Self {
+        Self { chunk: Bytes::new(), room: BytesMut::new(), read_bytes: SMALL_READ_BYTES }
+    }
+}
+
+impl Copied {
     /// The next bytes, or `None` when the sender has ended.
     fn poll_read(&mut self, cx: &mut Context<'_>, from: &mut End) -> Poll<io::Result<Option<Bytes>>> {
         match from {

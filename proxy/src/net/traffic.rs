@@ -19,7 +19,7 @@ pub(crate) struct Traffic {
     pub(super) sent: AtomicU64,
     received_counted: AtomicU64,
     sent_counted: AtomicU64,
-    stopped: OnceLock<Stop>,
+    stopped: OnceLock<Box<Stop>>,
     waker: AtomicWaker,
 }
 
@@ -50,14 +50,14 @@ impl Traffic {
 
     /// Ends the connection from outside; the first order counts.
     pub(crate) fn stop(&self, stop: Stop) {
-        if self.stopped.set(stop).is_ok() {
+        if self.stopped.set(Box::new(stop)).is_ok() {
             self.waker.wake();
         }
     }
 
     /// Why the connection has to end, if it has to.
     pub(crate) fn stopped(&self) -> Option<&Stop> {
-        self.stopped.get()
+        self.stopped.get().map(Box::as_ref)
     }
 
     /// Ready when the connection has to end; else its task is woken when it has to.

@@ -102,7 +102,7 @@ impl Connection {
         // Boxed, so that a connection that has found its upstream gives the room back.
         match Box::pin(self.connect(&app)).await {
             Ok(upstream) => {
-                let open = self.report.open(None);
+                let open = self.report.open();
                 let idle = self.shared.config.outbound.idle_timeout;
                 let (mut app, Upstream { mut end, origin, _held }) = (End::Tcp(app), upstream);
                 let result = copy_both_ways(&mut app, &mut end, &open.traffic, idle).await;
@@ -230,7 +230,11 @@ impl Connection {
                 if on_tombolo_host(&candidate.workload)
                     && let Some(Open { end, origin }) = self.flow(caller, target, &key).await?
                 {
-                    self.report.facts.standing = Some(origin.standing().clone());
+                    let facts = &mut self.report.facts;
+                    facts.standing = Some(origin.standing().clone());
+                    // All connections between the two hold their names once.
+                    facts.source.identity = Some(origin.key().source.clone());
+                    facts.destination.identity = origin.key().expected.first().cloned();
                     return Ok(Upstream { end, origin: Some(origin), _held: (Some(counted), None) });
                 }
                 self.tunnel(caller, target, &key, counted).await
