@@ -188,5 +188,5 @@ ansible: $(ANSIBLE)/bin/ansible-lint
 # One at a time: three machines each.
 test-ansible: tools ansible
 	cargo build $(CARGO_FLAGS) --workspace --bins
-	$(if $(PROGRAMS),TOMBOLO_PROGRAMS=$(abspath $(PROGRAMS))) cargo test $(CARGO_FLAGS) -p tests --test ansible \
+	$(if $(PROGRAMS),TOMBOLO_PROGRAMS=$(abspath $(PROGRAMS))) cargo test $(CARGO_FLAGS) --workspace --test ansible \
 		-- --test-threads 1 --show-output
