@@ -134,7 +134,11 @@ pub fn server_name(expected: &[SpiffeId]) -> ServerName<'static> {
 fn tunnel_server(credentials: &Credentials, default: &SpiffeId, alpn: &[&[u8]]) -> Result<ServerConfig, TlsError> {
     let resolver = OwnCertificates { credentials: credentials.clone(), default: default.clone() };
     let clients = Clients { credentials: credentials.clone(), mandatory: true };
-    server(Arc::new(resolver), Some(clients), alpn)
+    let mut config = server(Arc::new(resolver), Some(clients), alpn)?;
+    // The data plane seals and opens the records itself.
+    config.enable_secret_extraction = true;
+    config.key_log = key_log();
+    Ok(config)
 }
 
 fn tunnel_client(
@@ -148,7 +152,11 @@ fn tunnel_client(
     }
     let resolver = OwnCertificate { credentials: credentials.clone(), own: own.clone() };
     let verifier = Server::Expected { credentials: credentials.clone(), identities: expected };
-    client(verifier, Some(Arc::new(resolver)), alpn)
+    let mut config = client(verifier, Some(Arc::new(resolver)), alpn)?;
+    // The data plane seals and opens the records itself.
+    config.enable_secret_extraction = true;
+    config.key_log = key_log();
+    Ok(config)
 }
 
 fn server(
@@ -167,9 +175,6 @@ fn server(
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    // The data plane seals and opens the records itself.
-    config.enable_secret_extraction = true;
-    config.key_log = key_log();
     Ok(config)
 }
 
@@ -189,9 +194,6 @@ fn client(
     };
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     config.resumption = Resumption::disabled();
-    // The data plane seals and opens the records itself.
-    config.enable_secret_extraction = true;
-    config.key_log = key_log();
     Ok(config)
 }
 

@@ -3,7 +3,7 @@
 //! rustls gives the first keys away, but makes later ones only in an object that also keeps the peer's chain, the
 //! exporter's secret and room for QUIC: 2 KiB for each open connection (docs/performance.md). Its key log says
 //! once what they are made from. Nothing is logged here: the secrets wait in the thread that shakes hands until
-//! they are taken.
+//! they are taken. Only tunnels have it: of other connections nobody would take them.
 
 use std::cell::RefCell;
 use std::fmt;
