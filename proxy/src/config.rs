@@ -134,6 +134,8 @@ pub struct HboneConfig {
     pub pool_max_streams: usize,
     /// A pooled connection without streams is closed after so long. Default 5 min.
     pub pool_unused_timeout: Duration,
+    /// The same where an older one has places: what a burst has left holds 260 KiB of h2 for each. Default 5 s.
+    pub pool_spare_timeout: Duration,
     /// How often a PING asks whether the peer is there. Default 10 s.
     pub keepalive_interval: Duration,
     /// How long its answer may take. Default 20 s.
@@ -212,6 +214,7 @@ impl Default for HboneConfig {
             max_pending_reset_streams: 20,
             pool_max_streams: 100,
             pool_unused_timeout: Duration::from_secs(300),
+            pool_spare_timeout: Duration::from_secs(5),
             keepalive_interval: Duration::from_secs(10),
             keepalive_timeout: Duration::from_secs(20),
         }

@@ -1,9 +1,9 @@
 //! Connections to peers, shared by all streams with the same source, expected identities and address.
 //!
 //! `outbound/connection.rs` asks for a stream. Rules (ztunnel's `src/proxy/pool.rs`): one connection being made
-//! per key, a bounded number of streams on each, closed when unused, left when the peer says GOAWAY or
-//! dies, and left for a new one when our certificates or roots have changed, and in good time before
-//! one of the certificates ends that were shown.
+//! per key, a bounded number of streams on each, closed when unused (soon, if an older one has places), left
+//! when the peer says GOAWAY or dies, and left for a new one when our certificates or roots have changed, and
+//! in good time before one of the certificates ends that were shown.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -250,11 +250,17 @@ impl Pool {
 
     /// Whether a stream would have a place at once.
     pub(crate) fn has_place(&self, key: &Key) -> bool {
+        self.has_place_before(key, u64::MAX)
+    }
+
+    /// Whether it would on a connection older than the one with `id`.
+    fn has_place_before(&self, key: &Key, id: u64) -> bool {
         let proof = Proof::of(&self.0.credentials, &key.source);
         let slots = self.slots();
         let live = slots.by_key.get(key).map(|slot| slot.live.as_slice()).unwrap_or_default();
         let now = SystemTime::now();
-        live.iter().any(|tunnel| tunnel.is_fresh(&proof, now) && tunnel.has_place(self.0.hbone.pool_max_streams))
+        let mut older = live.iter().take_while(|tunnel| tunnel.id < id);
+        older.any(|tunnel| tunnel.is_fresh(&proof, now) && tunnel.has_place(self.0.hbone.pool_max_streams))
     }
 
     async fn establish(&self, key: &Key, proof: &Proof) -> Result<(client::Established, Proven), TunnelError> {
@@ -313,7 +319,7 @@ impl Pool {
     async fn drive(&self, key: Key, id: u64, mut connection: Connection<TlsStream, Bytes>, usage: &Usage) {
         self.0.metrics.tunnels.inc();
         let mut keepalive = connection.ping_pong().map(|ping_pong| Keepalive::new(ping_pong, &self.0.hbone));
-        let unused_timeout = self.0.hbone.pool_unused_timeout;
+        let hbone = &self.0.hbone;
         let why = poll_fn(|cx| {
             if let Poll::Ready(result) = std::pin::Pin::new(&mut connection).poll(cx) {
                 return Poll::Ready(result.err().map_or("closed".to_owned(), |error| error.to_string()));
@@ -322,8 +328,11 @@ impl Pool {
                 return Poll::Ready("no answer to PING".to_owned());
             }
             // The keepalive timer brings the task here often enough.
-            if usage.unused_for().is_some_and(|unused| unused > unused_timeout) || usage.fresh_until < SystemTime::now()
-            {
+            let unused = usage.unused_for().unwrap_or_default();
+            let over = unused > hbone.pool_unused_timeout
+                || unused > hbone.pool_spare_timeout && self.has_place_before(&key, id)
+                || usage.fresh_until < SystemTime::now();
+            if over {
                 self.retire(&key, id);
             }
             Poll::Pending

@@ -68,6 +68,32 @@ async fn an_unused_tunnel_is_closed() {
 }
 
 #[tokio::test]
+async fn what_a_burst_leaves_is_closed_down_to_one_tunnel() {
+    let app = app().await;
+    let mut config = carried_by(Tunnel::Hbone);
+    config.hbone.pool_max_streams = 1;
+    config.hbone.pool_spare_timeout = Duration::from_millis(50);
+    config.hbone.keepalive_interval = Duration::from_millis(40);
+    let mesh = Mesh::start_with(&app, config).await;
+    echo(app);
+    let mut clients = [mesh.dial().await, mesh.dial().await, mesh.dial().await];
+    for client in &mut clients {
+        assert_eq!(ask(client, "hello").await.expect("echoed"), "hello");
+    }
+    assert_eq!(mesh.a.metric("tombolo_tunnels_open", &[]), 3.0);
+    // The two older ones end: one of their tunnels is spare then.
+    let [first, second, mut youngest] = clients;
+    drop((first, second));
+    until("the spare tunnel to close", || (mesh.a.metric("tombolo_tunnels_open", &[]) == 2.0).then_some(())).await;
+    assert_eq!(ask(&mut youngest, "again").await.expect("a used one is kept"), "again");
+    drop(youngest);
+    until("the other spare to close", || (mesh.a.metric("tombolo_tunnels_open", &[]) == 1.0).then_some(())).await;
+    let mut next = mesh.dial().await;
+    assert_eq!(ask(&mut next, "hello").await.expect("echoed"), "hello");
+    assert_eq!(made(&mesh).await, 3.0);
+}
+
+#[tokio::test]
 async fn a_renewed_certificate_is_used_for_new_connections_only() {
     let app = app().await;
     let mesh = Mesh::start(&app).await;

@@ -156,7 +156,7 @@ fn allow_files(held: u64) {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
 }
 
-/// Memory with connections held open, and a moment after they closed.
+/// Memory with connections held open, and half a minute after they closed.
 fn hold(run: &mut Run, path: &Path, most: u64) -> Result<()> {
     let mut seen = Vec::new();
     // Where fewer than the last count can be open, as many as can are, for the slope.
@@ -183,8 +183,8 @@ fn hold(run: &mut Run, path: &Path, most: u64) -> Result<()> {
             run.add(&format!("hold/mib_per_1000_{side}"), &path.name, added / (many - few) * 1000.0);
         }
     }
-    // Thousands that close at once keep an agent busy for the first of these.
-    std::thread::sleep(2 * RELEASE_TIME);
+    // Thousands that close at once keep an agent busy for the first seconds, and what carried them is closed after some more.
+    std::thread::sleep(4 * RELEASE_TIME);
     remember(run, path, "released")?;
     Ok(())
 }

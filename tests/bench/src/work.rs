@@ -95,7 +95,7 @@ pub const FIGURES: &[Figure] = &[
     row("hold10000/rss_mib_server", "… of the server's", "MiB", NoGoal),
     row("hold/mib_per_1000_client", "each 1,000 of them, client's (from first to last count)", "MiB", AtMost(4.0)),
     row("hold/mib_per_1000_server", "… server's", "MiB", AtMost(4.0)),
-    row("released/rss_mib_client", "a moment after they closed, client's", "MiB", NoGoal),
+    row("released/rss_mib_client", "half a minute after they closed, client's", "MiB", NoGoal),
     row("released/rss_mib_server", "… server's", "MiB", NoGoal),
     row("scale/rss_mib", "50,000 workloads, 5,000 services: RSS of an agent", "MiB", AtMost(60.0)),
     row("scale/apply_ms", "… read from disk, checked, applied", "ms", AtMost(1000.0)),
