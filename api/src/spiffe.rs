@@ -17,17 +17,20 @@ const MAX_TRUST_DOMAIN_BYTES: usize = 255;
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TrustDomain(Arc<str>);
 
-/// One identity of the mesh: a workload's or a host's.
+/// One identity of the mesh: a workload's or a host's. Clones share it: every open connection has two.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SpiffeId {
+pub struct SpiffeId(Arc<Parts>);
+
+#[derive(PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Parts {
     trust_domain: TrustDomain,
     path: IdPath,
 }
 
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum IdPath {
-    Workload { namespace: Arc<str>, service_account: Arc<str> },
-    Host { name: Arc<str> },
+    Workload { namespace: Box<str>, service_account: Box<str> },
+    Host { name: Box<str> },
 }
 
 /// Why a text is not an identity of this mesh.
@@ -65,21 +68,25 @@ impl SpiffeId {
     /// `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT`.
     pub fn workload(trust_domain: &TrustDomain, namespace: &str, service_account: &str) -> Result<Self, SpiffeError> {
         let path = format!("/ns/{namespace}/sa/{service_account}");
-        Ok(Self { trust_domain: trust_domain.clone(), path: parse_path(&path)? })
+        Ok(Self::of(trust_domain.clone(), parse_path(&path)?))
     }
 
     /// `spiffe://TRUST-DOMAIN/host/NAME`.
     pub fn host(trust_domain: &TrustDomain, name: &str) -> Result<Self, SpiffeError> {
-        Ok(Self { trust_domain: trust_domain.clone(), path: parse_path(&format!("/host/{name}"))? })
+        Ok(Self::of(trust_domain.clone(), parse_path(&format!("/host/{name}"))?))
+    }
+
+    fn of(trust_domain: TrustDomain, path: IdPath) -> Self {
+        Self(Arc::new(Parts { trust_domain, path }))
     }
 
     pub fn trust_domain(&self) -> &TrustDomain {
-        &self.trust_domain
+        &self.0.trust_domain
     }
 
     /// The namespace, when this is a workload.
     pub fn namespace(&self) -> Option<&str> {
-        match &self.path {
+        match &self.0.path {
             IdPath::Workload { namespace, .. } => Some(namespace),
             IdPath::Host { .. } => None,
         }
@@ -87,7 +94,7 @@ impl SpiffeId {
 
     /// The service account, when this is a workload.
     pub fn service_account(&self) -> Option<&str> {
-        match &self.path {
+        match &self.0.path {
             IdPath::Workload { service_account, .. } => Some(service_account),
             IdPath::Host { .. } => None,
         }
@@ -95,7 +102,7 @@ impl SpiffeId {
 
     /// The host's name, when this is a host.
     pub fn host_name(&self) -> Option<&str> {
-        match &self.path {
+        match &self.0.path {
             IdPath::Workload { .. } => None,
             IdPath::Host { name } => Some(name),
         }
@@ -111,9 +118,9 @@ impl SpiffeId {
     /// workloads it wants to prove itself: `SERVICE-ACCOUNT.NAMESPACE.sa.TRUST-DOMAIN`. A host that
     /// runs several workloads picks the certificate by it; ztunnel sends and reads no server name.
     pub fn server_name(&self) -> Option<String> {
-        match &self.path {
+        match &self.0.path {
             IdPath::Workload { namespace, service_account } => {
-                Some(format!("{service_account}.{namespace}.sa.{}", self.trust_domain))
+                Some(format!("{service_account}.{namespace}.sa.{}", self.0.trust_domain))
             }
             IdPath::Host { .. } => None,
         }
@@ -130,7 +137,7 @@ impl FromStr for SpiffeId {
         let rest = text.strip_prefix("spiffe://").ok_or_else(|| SpiffeError::Scheme { text: shorten(text) })?;
         let slash = rest.find('/').ok_or_else(|| SpiffeError::Path { text: shorten(text) })?;
         let (trust_domain, path) = rest.split_at(slash);
-        Ok(Self { trust_domain: trust_domain.parse()?, path: parse_path(path)? })
+        Ok(Self::of(trust_domain.parse()?, parse_path(path)?))
     }
 }
 
@@ -138,7 +145,7 @@ fn parse_path(path: &str) -> Result<IdPath, SpiffeError> {
     let segment = |text: &str| {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
         let named = !text.is_empty() && text != "." && text != "..";
-        (named && text.bytes().all(allowed)).then(|| Arc::<str>::from(text))
+        (named && text.bytes().all(allowed)).then(|| Box::from(text))
     };
     let mut parts = path.split('/');
     let parsed = match (parts.next(), parts.next(), parts.next(), parts.next(), parts.next(), parts.next()) {
@@ -170,11 +177,11 @@ impl fmt::Debug for TrustDomain {
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.path {
+        match &self.0.path {
             IdPath::Workload { namespace, service_account } => {
-                write!(f, "spiffe://{}/ns/{namespace}/sa/{service_account}", self.trust_domain)
+                write!(f, "spiffe://{}/ns/{namespace}/sa/{service_account}", self.0.trust_domain)
             }
-            IdPath::Host { name } => write!(f, "spiffe://{}/host/{name}", self.trust_domain),
+            IdPath::Host { name } => write!(f, "spiffe://{}/host/{name}", self.0.trust_domain),
         }
     }
 }

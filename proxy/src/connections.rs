@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use api::admin::ConnectionView;
 
@@ -26,7 +25,6 @@ struct List {
 /// One open connection.
 pub(crate) struct Open {
     pub(crate) id: u64,
-    pub(crate) since: Instant,
     pub(crate) facts: Noted,
     pub(crate) traffic: Traffic,
     /// What counts it.
@@ -34,11 +32,11 @@ pub(crate) struct Open {
 }
 
 impl Connections {
-    pub(crate) fn add(&self, facts: Noted, series: Arc<Series>, since: Instant) -> Arc<Open> {
+    pub(crate) fn add(&self, facts: Noted, series: Arc<Series>) -> Arc<Open> {
         let mut list = self.list();
         let id = list.next;
         list.next += 1;
-        let open = Arc::new(Open { id, since, facts, traffic: Traffic::default(), series });
+        let open = Arc::new(Open { id, facts, traffic: Traffic::default(), series });
         list.open.insert(id, open.clone());
         open
     }
@@ -78,7 +76,7 @@ impl Open {
             dst_service: text(facts.service.as_ref().map(|service| service.hostname.clone())),
             bytes_sent: self.traffic.sent(),
             bytes_received: self.traffic.received(),
-            age_ms: u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+            age_ms: u64::try_from(facts.since.elapsed().as_millis()).unwrap_or(u64::MAX),
         }
     }
 }

@@ -53,6 +53,7 @@ pub(crate) struct Noted(Arc<Facts>);
 /// What is known of a connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Facts {
+    pub(crate) since: Instant,
     pub(crate) direction: Direction,
     pub(crate) carrier: Carrier,
     pub(crate) client: SocketAddr,
@@ -68,11 +69,11 @@ pub(crate) struct Facts {
     /// Until when the peer at the other end of the tunnel has proved who it is.
     pub(crate) standing: Option<Arc<Standing>>,
     /// The policy that decided, `namespace/name`.
-    pub(crate) policy: Option<String>,
+    pub(crate) policy: Option<Box<str>>,
     /// Of the snapshot that decided.
     pub(crate) revision: Revision,
     /// Endpoints that were tried, this one included.
-    pub(crate) attempt: usize,
+    pub(crate) attempt: u16,
 }
 
 /// Why a connection ended, in one word for metrics and queries. Words of ztunnel where it has one.
@@ -113,7 +114,6 @@ pub(crate) trait Flagged: Error {
 pub(crate) struct Report {
     pub(crate) facts: Noted,
     observers: Observers,
-    started: Instant,
     open: Option<Arc<Open>>,
     outcome: Option<Flag>,
     error: Option<String>,
@@ -151,6 +151,7 @@ impl DerefMut for Noted {
 impl Report {
     pub(crate) fn new(observers: &Observers, direction: Direction, client: SocketAddr) -> Self {
         let facts = Noted(Arc::new(Facts {
+            since: Instant::now(),
             direction,
             carrier: Carrier::Tcp,
             client,
@@ -165,15 +166,14 @@ impl Report {
             revision: 0,
             attempt: 0,
         }));
-        let started = Instant::now();
-        Self { facts, observers: observers.clone(), started, open: None, outcome: None, error: None }
+        Self { facts, observers: observers.clone(), open: None, outcome: None, error: None }
     }
 
     /// Puts the connection among the open ones with the facts of now; from here on it can be stopped.
     pub(crate) fn open(&mut self) -> Arc<Open> {
         let series = self.observers.metrics.series(self.facts.labels(Flag::Ended));
         series.opened.inc();
-        let open = self.observers.connections.add(self.facts.clone(), series, self.started);
+        let open = self.observers.connections.add(self.facts.clone(), series);
         self.observers.metrics.sockets_open.get_or_create(&self.facts.direction.label()).inc();
         self.open = Some(open.clone());
         open
@@ -204,7 +204,7 @@ impl Report {
     fn write(&self, flag: Flag) {
         let facts = &self.facts;
         let (received, sent) = self.open.as_ref().map_or((0, 0), |o| (o.traffic.received(), o.traffic.sent()));
-        let duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let duration_ms = u64::try_from(facts.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         let (source, destination) = (&facts.source, &facts.destination);
         tracing::info!(
             target: "access",

@@ -26,7 +26,7 @@ pub struct TrafficSecrets {
 /// One direction's secret (`application_traffic_secret_N`, RFC 8446 §7.1). Overwritten when dropped.
 pub struct TrafficSecret {
     bytes: [u8; SHA384_BYTES],
-    length: usize,
+    is_sha384: bool,
 }
 
 /// What one direction is protected with (RFC 8446 §7.3).
@@ -55,12 +55,12 @@ impl TrafficSecret {
         let mut bytes = [0; SHA384_BYTES];
         let length = secret.len();
         bytes.get_mut(..length).filter(|_| matches!(length, SHA256_BYTES | SHA384_BYTES))?.copy_from_slice(secret);
-        Some(Self { bytes, length })
+        Some(Self { bytes, is_sha384: length == SHA384_BYTES })
     }
 
-    /// The key and IV that it stands for. Its length says the suite, since each of ours has another hash.
+    /// The key and IV that it stands for. Its hash says the suite, since each of ours has another.
     pub fn key(&self) -> Result<TrafficKey, Unspecified> {
-        let algorithm = if self.length == SHA384_BYTES { &AES_256_GCM } else { &AES_128_GCM };
+        let algorithm = if self.is_sha384 { &AES_256_GCM } else { &AES_128_GCM };
         let (mut key, mut iv) = (Zeroizing::new(vec![0; algorithm.key_len()]), [0; NONCE_LEN]);
         self.expand(b"key", &mut key)?;
         self.expand(b"iv", &mut iv)?;
@@ -69,19 +69,23 @@ impl TrafficSecret {
 
     /// Becomes the one after it (RFC 8446 §7.2).
     pub fn renew(&mut self) -> Result<(), Unspecified> {
-        let mut next = Self { bytes: [0; SHA384_BYTES], length: self.length };
-        self.expand(b"traffic upd", &mut next.bytes[..self.length])?;
+        let mut next = Self { bytes: [0; SHA384_BYTES], is_sha384: self.is_sha384 };
+        self.expand(b"traffic upd", &mut next.bytes[..self.length()])?;
         *self = next;
         Ok(())
     }
 
+    fn length(&self) -> usize {
+        if self.is_sha384 { SHA384_BYTES } else { SHA256_BYTES }
+    }
+
     /// HKDF-Expand-Label with an empty context (RFC 8446 §7.1).
     fn expand(&self, label: &[u8], into: &mut [u8]) -> Result<(), Unspecified> {
-        let hash = if self.length == SHA384_BYTES { HKDF_SHA384 } else { HKDF_SHA256 };
+        let hash = if self.is_sha384 { HKDF_SHA384 } else { HKDF_SHA256 };
         let byte = |length: usize| u8::try_from(length).map_err(|_| Unspecified);
         let lengths = [0, byte(into.len())?, byte(PREFIX.len() + label.len())?];
         let info = [&lengths[..], PREFIX, label, &[0]];
-        Prk::new_less_safe(hash, &self.bytes[..self.length]).expand(&info, Bytes(into.len()))?.fill(into)
+        Prk::new_less_safe(hash, &self.bytes[..self.length()]).expand(&info, Bytes(into.len()))?.fill(into)
     }
 }
 

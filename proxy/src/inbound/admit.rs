@@ -94,7 +94,7 @@ pub(crate) async fn admit(
     facts.destination = Party { workload: Some(target.workload.clone()), identity: held.or(own) };
     facts.service = service_of(&snapshot, &target.workload, target.address.get().port());
     let verdict = judge(&snapshot, &target.workload, &facts.connection(target.address));
-    facts.policy = verdict.policy().map(str::to_owned);
+    facts.policy = verdict.policy().map(Box::from);
     if !verdict.allowed() {
         return Err(AdmitError::Denied { reason: verdict.reason() });
     }

@@ -71,7 +71,7 @@ pub(crate) fn review_one(snapshot: &Snapshot, open: &Open, observers: &Observers
 fn stop(open: &Open, verdict: &Verdict, observers: &Observers) {
     if open.traffic.stopped().is_none() {
         observers.metrics.closed_by_policy.inc();
-        let policy = verdict.policy().map(str::to_owned);
+        let policy = verdict.policy().map(Box::from);
         open.traffic.stop(Stop::PolicyChanged { reason: verdict.reason(), policy });
     }
 }

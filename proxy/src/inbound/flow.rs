@@ -34,42 +34,51 @@ enum FlowError {
     Gone(#[source] io::Error),
 }
 
-/// Serves the flows of a connection, one after the other, until `not_after`.
-pub(crate) async fn serve(
+/// Serves the flows of a connection, one after the other, until `not_after`. A block, unlike an `async fn`, keeps
+/// what it is given in one place only.
+pub(crate) fn serve(
     shared: Arc<Shared>,
     peer: Peer,
     mut stream: Box<TlsStream>,
     not_after: SystemTime,
     drain: DrainWatch,
-) {
+) -> impl Future<Output = ()> + Send {
     stream.carry_flows();
     let fresh = Instant::now() + FIRST_QUESTION;
-    while let Some(first) = Box::pin(unused(&shared, &peer, &mut stream, not_after, fresh, drain.clone())).await {
-        let Some(used) = serve_one(&shared, &peer, stream, first).await else { return };
-        stream = used;
+    async move {
+        while let Some(first) = Box::pin(unused(&shared, &peer, &mut stream, not_after, fresh, drain.clone())).await {
+            let Some(used) = serve_one(&shared, &peer, stream, first).await else { return };
+            stream = used;
+        }
     }
 }
 
 /// Serves one flow. The connection again, if it can take another.
-async fn serve_one(shared: &Shared, peer: &Peer, mut stream: Box<TlsStream>, first: u8) -> Option<Box<TlsStream>> {
+fn serve_one(
+    shared: &Shared,
+    peer: &Peer,
+    mut stream: Box<TlsStream>,
+    first: u8,
+) -> impl Future<Output = Option<Box<TlsStream>>> + Send {
     let mut report = report(shared, peer, Carrier::Flow);
-    // Boxed, so that a flow that has found its application gives the room back.
-    match Box::pin(accept(shared, peer, &mut stream, first, &mut report)).await {
-        Ok(application) => {
-            let open = open(shared, &mut report);
-            let idle = shared.config.inbound.idle_timeout;
-            let (mut client, mut application) = (End::Tls(stream), End::Tcp(application));
-            let result = copy_both_ways(&mut client, &mut application, &open.traffic, idle).await;
-            let whole = result.is_ok();
-            report.copied(result);
-            client.next_flow().filter(|_| whole)
-        }
-        Err(error) => {
-            report.failed(&error);
-            // The peer may be gone, and then nobody needs the answer.
-            let _ = answer(&mut stream, error.answer()).await;
-            None
-        }
+    async move {
+        // Boxed, so that a flow that has found its application gives the room back.
+        let application = match Box::pin(accept(shared, peer, &mut stream, first, &mut report)).await {
+            Ok(application) => application,
+            Err(error) => {
+                report.failed(&error);
+                // The peer may be gone, and then nobody needs the answer.
+                let _ = Box::pin(answer(&mut stream, error.answer())).await;
+                return None;
+            }
+        };
+        let open = open(shared, &mut report);
+        let idle = shared.config.inbound.idle_timeout;
+        let (mut client, mut application) = (End::Tls(stream), End::Tcp(application));
+        let result = copy_both_ways(&mut client, &mut application, &open.traffic, idle).await;
+        let whole = result.is_ok();
+        report.copied(result);
+        client.next_flow().filter(|_| whole)
     }
 }
 

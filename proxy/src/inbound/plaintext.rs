@@ -83,7 +83,7 @@ async fn accept(
     report.facts.service = service_of(&snapshot, workload, port);
     report.facts.source.workload = only_workload_at(&snapshot, client);
     let verdict = judge(&snapshot, workload, &report.facts.connection(target));
-    report.facts.policy = verdict.policy().map(str::to_owned);
+    report.facts.policy = verdict.policy().map(Box::from);
     if !verdict.allowed() {
         return Err(PlaintextError::Denied { reason: verdict.reason() });
     }

@@ -47,31 +47,38 @@ impl Stream {
         Self { shared, peer, report }
     }
 
-    pub(crate) async fn serve(mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    /// A block, unlike an `async fn`, keeps what it is given in one place only; what only the answer needs is boxed, so
+    /// that a connection that has found its application gives the room back.
+    pub(crate) fn serve(
+        mut self,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+    ) -> impl Future<Output = ()> + Send {
         let (head, recv) = request.into_parts();
-        // Boxed, so that a connection that has found its application gives the room back.
-        match Box::pin(self.accept(head, &mut respond)).await {
-            Ok((application, send)) => {
-                let open = open(&self.shared, &mut self.report);
-                let idle = self.shared.config.inbound.idle_timeout;
-                let (mut client, mut application) = (End::Tunnel { send, recv }, End::Tcp(application));
-                let result = copy_both_ways(&mut client, &mut application, &open.traffic, idle).await;
-                self.report.copied(result);
-            }
-            Err(error) => {
-                let mut response = Response::new(());
-                *response.status_mut() = error.status();
-                // The peer may be gone, and then nobody needs the answer.
-                let _ = respond.send_response(response, true);
-                self.report.failed(&error);
-            }
+        let head = Box::new(head);
+        async move {
+            let (application, send) = match Box::pin(self.accept(head, &mut respond)).await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    let mut response = Response::new(());
+                    *response.status_mut() = error.status();
+                    // The peer may be gone, and then nobody needs the answer.
+                    let _ = respond.send_response(response, true);
+                    return self.report.failed(&error);
+                }
+            };
+            let open = open(&self.shared, &mut self.report);
+            let idle = self.shared.config.inbound.idle_timeout;
+            let (mut client, mut application) = (End::Tunnel { send, recv }, End::Tcp(application));
+            let result = copy_both_ways(&mut client, &mut application, &open.traffic, idle).await;
+            self.report.copied(result);
         }
     }
 
     /// All the checks, the application connected, and the answer.
     async fn accept(
         &mut self,
-        request: Parts,
+        request: Box<Parts>,
         respond: &mut SendResponse<Bytes>,
     ) -> Result<(TcpStream, h2::SendStream<Bytes>), StreamError> {
         self.log_headers(&request);

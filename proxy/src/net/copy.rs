@@ -53,16 +53,16 @@ pub(crate) enum CopyError {
 
 /// Relays until both directions have ended. Dropping the future resets both ends, so that a cut
 /// connection is not taken for one that ended.
-pub(crate) async fn copy_both_ways(
-    client: &mut End,
-    upstream: &mut End,
-    traffic: &Traffic,
+pub(crate) fn copy_both_ways<'a>(
+    client: &'a mut End,
+    upstream: &'a mut End,
+    traffic: &'a Traffic,
     idle_timeout: Option<Duration>,
-) -> Result<(), CopyError> {
+) -> impl Future<Output = Result<(), CopyError>> + use<'a> {
     let idle = idle_timeout.map(Idle::new);
     let (request, response) = (Flow::new(), Flow::new());
     let mut relay = Relay { client, upstream, request, response, idle, half_closed: None, whole: false };
-    poll_fn(|cx| relay.poll(cx, traffic)).await
+    poll_fn(move |cx| relay.poll(cx, traffic))
 }
 
 struct Relay<'a> {

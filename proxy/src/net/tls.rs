@@ -23,7 +23,7 @@ pub(crate) use handshake::{accept, connect, hello};
 use incoming::Incoming;
 pub(crate) use relay::Broken;
 
-use crate::net::buffers::{Buffer, SLOT_BYTES, SLOTS};
+use crate::net::buffers::{Buffer, SLOT_BYTES, SLOTS, Span};
 use crate::net::records::{Content, HEAD_BYTES, MAX_PLAINTEXT_BYTES, Opener, RecordError, Sealer, TAIL_BYTES};
 
 /// An established connection. Dropping it closes the socket without `close_notify`, which the peer
@@ -39,7 +39,7 @@ pub(crate) struct TlsStream {
     tickets: Tickets,
     incoming: Incoming,
     /// Sealed and not yet written.
-    outgoing: Option<(Buffer, Range<usize>)>,
+    outgoing: Option<(Buffer, Span)>,
     /// The peer has asked for new keys of ours (RFC 8446 §4.6.3).
     keys_wanted: bool,
     /// How far the peer has ended its direction in order.
@@ -114,12 +114,14 @@ impl TlsStream {
     fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some((buffer, sealed)) = &mut self.outgoing {
             ready!(self.tcp.poll_write_ready(cx))?;
-            match write_available(&self.tcp, &buffer[sealed.clone()]) {
-                Ok(n) => sealed.start += n,
+            let mut left = sealed.range();
+            match write_available(&self.tcp, &buffer[left.clone()]) {
+                Ok(n) => left.start += n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => return Poll::Ready(Err(error)),
             }
-            if sealed.start == sealed.end {
+            *sealed = Span::from(left.clone());
+            if left.is_empty() {
                 self.outgoing = None;
             }
         }
@@ -128,7 +130,7 @@ impl TlsStream {
 
     /// Writes what is sealed as far as the socket takes it now; the rest waits for the next call.
     fn send(&mut self, cx: &mut Context<'_>, buffer: Buffer, sealed: Range<usize>) -> io::Result<()> {
-        self.outgoing = Some((buffer, sealed));
+        self.outgoing = Some((buffer, Span::from(sealed)));
         match self.poll_written(cx) {
             Poll::Ready(result) => result,
             Poll::Pending => Ok(()),

@@ -28,7 +28,7 @@ pub(crate) struct Traffic {
 pub(crate) enum Stop {
     /// `policy`: `namespace/name` of the one that forbids it.
     #[error("closed due to policy change: {reason}")]
-    PolicyChanged { reason: String, policy: Option<String> },
+    PolicyChanged { reason: String, policy: Option<Box<str>> },
     #[error("{reason}")]
     CertificateEnded { reason: String },
 }

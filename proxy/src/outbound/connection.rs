@@ -31,7 +31,6 @@ use crate::report::{Carrier, Direction, Flag, Flagged, Report};
 /// One accepted connection of a local process.
 pub(crate) struct Connection {
     shared: Arc<Shared>,
-    client: ClientAddr,
     report: Report,
 }
 
@@ -93,29 +92,34 @@ struct Own {
 
 impl Connection {
     pub(crate) fn new(shared: Arc<Shared>, client: SocketAddr) -> Self {
-        let client = ClientAddr::new(client);
-        let report = Report::new(&shared.observers, Direction::Outbound, client.get());
-        Self { shared, client, report }
+        let report = Report::new(&shared.observers, Direction::Outbound, ClientAddr::new(client).get());
+        Self { shared, report }
     }
 
-    pub(crate) async fn serve(mut self, app: TcpStream) {
-        // Boxed, so that a connection that has found its upstream gives the room back.
-        match Box::pin(self.connect(&app)).await {
-            Ok(upstream) => {
-                let open = self.report.open();
-                let idle = self.shared.config.outbound.idle_timeout;
-                let (mut app, Upstream { mut end, origin, _held }) = (End::Tcp(app), upstream);
-                let result = copy_both_ways(&mut app, &mut end, &open.traffic, idle).await;
-                if let (Some(origin), true) = (origin, result.is_ok()) {
-                    origin.give_back(end);
+    /// A block, unlike an `async fn`, keeps what it is given in one place only.
+    pub(crate) fn serve(mut self, app: TcpStream) -> impl Future<Output = ()> + Send {
+        async move {
+            // Boxed, so that a connection that has found its upstream gives the room back.
+            let mut upstream = match Box::pin(self.connect(&app)).await {
+                Ok(upstream) => upstream,
+                Err(error) => {
+                    socket::reset_on_close(&app);
+                    return self.report.failed(&error);
                 }
-                self.report.copied(result);
+            };
+            let open = self.report.open();
+            let idle = self.shared.config.outbound.idle_timeout;
+            let mut app = End::Tcp(app);
+            let result = copy_both_ways(&mut app, &mut upstream.end, &open.traffic, idle).await;
+            if let (Some(origin), true) = (upstream.origin, result.is_ok()) {
+                origin.give_back(upstream.end);
             }
-            Err(error) => {
-                socket::reset_on_close(&app);
-                self.report.failed(&error);
-            }
+            self.report.copied(result);
         }
+    }
+
+    fn client(&self) -> ClientAddr {
+        ClientAddr::new(self.report.facts.client)
     }
 
     /// Where was it going, what does the mesh say, who of those can serve it.
@@ -157,14 +161,14 @@ impl Connection {
         let intercepted = dialled.filter(|dialled| listener.map(OrigDst::new) != Some(*dialled));
         let unspecified = || SocketAddr::from(([0, 0, 0, 0], 0));
         intercepted.ok_or_else(|| OutboundError::NotIntercepted {
-            client: self.client,
+            client: self.client(),
             listener: listener.unwrap_or_else(unspecified),
         })
     }
 
     /// Which local workload opened the connection.
     fn own(&self, snapshot: &Snapshot, dialled: OrigDst) -> Option<Own> {
-        let uid = self.shared.attribution.source(self.client.get(), dialled.get())?;
+        let uid = self.shared.attribution.source(self.client().get(), dialled.get())?;
         let host = snapshot.host()?;
         let index = host.workloads.iter().position(|workload| workload.uid == uid)?;
         Some(Own { host: host.clone(), index })
@@ -199,7 +203,7 @@ impl Connection {
                 Ok(upstream) => return Ok(upstream),
                 Err(error) => error,
             };
-            let tried = self.report.facts.attempt;
+            let tried = usize::from(self.report.facts.attempt);
             if candidates.is_empty() || tried >= self.shared.config.outbound.max_endpoints_tried || !error.elsewhere() {
                 return Err(error);
             }
@@ -259,7 +263,7 @@ impl Connection {
         let baggage = caller.baggage().to_string();
         let header = Header {
             destination: target.get(),
-            client: self.client.get(),
+            client: self.client().get(),
             service: caller.service.as_deref(),
             trace: Some(TraceParent::fresh(rand::random(), rand::random())),
             baggage: &baggage,
@@ -277,7 +281,7 @@ impl Connection {
         counted: Counted,
     ) -> Result<Upstream, OutboundError> {
         self.report.facts.carrier = Carrier::Hbone;
-        let connect = caller.request(target, self.client);
+        let connect = caller.request(target, self.client());
         let opened = self.shared.pool.open(key, &connect).await;
         let ((send, recv, _response), lease) =
             opened.map_err(|source| OutboundError::Tunnel { destination: target, source })?;

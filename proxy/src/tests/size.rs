@@ -15,11 +15,11 @@ async fn the_futures_of_a_connection_stay_small() {
     let copy = copy_both_ways(&mut client, &mut upstream, &traffic, None);
     let check =
         |what: &str, bytes: usize, limit: usize| assert!(bytes <= limit, "{what}: {bytes} bytes (limit {limit})");
-    check("copying", size_of_val(&copy), 200);
-    check("outbound", of_method(&Connection::serve), 800);
-    check("a flow", of_function5(&crate::inbound::flow::serve), 900);
+    check("copying", size_of_val(&copy), 120);
+    check("outbound", of_method(&Connection::serve), 420);
+    check("a flow", of_function5(&crate::inbound::flow::serve), 550);
     check("what carries it", of_function6(&crate::inbound::connection::serve), 64);
-    check("a stream", of_method2(&Stream::serve), 900);
+    check("a stream", of_method2(&Stream::serve), 370);
 }
 
 /// The size of the future that a method makes.

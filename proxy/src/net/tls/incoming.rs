@@ -9,7 +9,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::{Ended, Tickets, TlsStream, invalid};
-use crate::net::buffers::{Buffer, SLOT_BYTES, SLOTS};
+use crate::net::buffers::{Buffer, SLOT_BYTES, SLOTS, Span};
 use crate::net::records::{Content, Opener, length};
 
 /// Bytes that have arrived. It holds room only while there are some.
@@ -17,11 +17,11 @@ use crate::net::records::{Content, Opener, length};
 pub(super) struct Incoming {
     buffer: Option<Buffer>,
     /// Not yet opened.
-    raw: Range<usize>,
-    /// Opened and not yet passed on, in order; the first `first` are used up.
-    plain: [(u32, u32); SLOTS],
-    first: usize,
-    opened: usize,
+    raw: Span,
+    /// How much the buffer's notes say of what is opened and not yet passed on, in order; the first `first` are used
+    /// up.
+    opened: u8,
+    first: u8,
 }
 
 impl Incoming {
@@ -32,8 +32,8 @@ impl Incoming {
 
     /// All the plaintext that has not been taken.
     pub(super) fn parts(&self) -> impl Iterator<Item = &[u8]> {
-        let bytes = self.buffer.as_deref().unwrap_or_default();
-        self.plain[self.first..self.opened].iter().map(|(start, end)| &bytes[*start as usize..*end as usize])
+        let notes = usize::from(self.first)..usize::from(self.opened);
+        self.buffer.iter().flat_map(move |buffer| notes.clone().map(|number| &buffer[buffer.noted(number).range()]))
     }
 
     /// At most [`SLOTS`] parts, for one write.
@@ -49,14 +49,15 @@ impl Incoming {
 
     /// `n` bytes of plaintext have been passed on.
     pub(super) fn take(&mut self, mut n: usize) {
-        while let Some((start, end)) = self.plain[..self.opened].get_mut(self.first) {
-            let length = (*end - *start) as usize;
-            if n < length {
-                // Less than a record, which fits.
-                *start += u32::try_from(n).unwrap_or_default();
-                return;
+        while self.first < self.opened
+            && let Some(buffer) = &mut self.buffer
+        {
+            let number = usize::from(self.first);
+            let place = buffer.noted(number).range();
+            if n < place.len() {
+                return buffer.note(number, Span::from(place.start + n..place.end));
             }
-            n -= length;
+            n -= place.len();
             self.first += 1;
         }
         (self.first, self.opened) = (0, 0);
@@ -74,11 +75,11 @@ impl Incoming {
     }
 
     pub(super) fn raw(&self) -> &[u8] {
-        self.buffer.as_deref().map_or(&[], |bytes| &bytes[self.raw.clone()])
+        self.buffer.as_deref().map_or(&[], |bytes| &bytes[self.raw.range()])
     }
 
     pub(super) fn raw_mut(&mut self) -> &mut [u8] {
-        let raw = self.raw.clone();
+        let raw = self.raw.range();
         self.buffer.as_deref_mut().map_or(&mut [], |bytes| &mut bytes[raw])
     }
 
@@ -90,7 +91,8 @@ impl Incoming {
 
     /// The first `n` bytes of what is not opened are done with.
     pub(super) fn discard(&mut self, n: usize) {
-        self.raw.start += n;
+        let raw = self.raw.range();
+        self.raw = Span::from(raw.start + n..raw.end);
     }
 
     /// Takes plaintext that rustls opened during the handshake, in front of what is not opened.
@@ -99,18 +101,18 @@ impl Incoming {
             return Ok(());
         }
         // The handshake has used up at least as many bytes in front as its plaintext has.
-        let start = self.raw.start.checked_sub(plain.len()).ok_or(io::ErrorKind::InvalidData)?;
-        let Some(bytes) = self.buffer.as_deref_mut() else { return Err(io::ErrorKind::InvalidData.into()) };
-        bytes[start..self.raw.start].copy_from_slice(plain);
-        let place = |at: usize| u32::try_from(at).map_err(|_| io::ErrorKind::InvalidData);
-        self.plain[0] = (place(start)?, place(self.raw.start)?);
+        let end = self.raw.range().start;
+        let start = end.checked_sub(plain.len()).ok_or(io::ErrorKind::InvalidData)?;
+        let Some(buffer) = &mut self.buffer else { return Err(io::ErrorKind::InvalidData.into()) };
+        buffer[start..end].copy_from_slice(plain);
+        buffer.note(0, Span::from(start..end));
         (self.first, self.opened) = (0, 1);
         Ok(())
     }
 
     /// Gives the room back when nothing is in it.
     pub(super) fn rest(&mut self) {
-        if !self.is_plain() && self.raw.start == self.raw.end {
+        if !self.is_plain() && self.raw.range().is_empty() {
             self.buffer = None;
         }
     }
@@ -118,35 +120,36 @@ impl Incoming {
     /// Reads once, when the socket is ready. `Ok(0)` is the end.
     pub(super) fn read(&mut self, tcp: &TcpStream) -> io::Result<usize> {
         let buffer = self.buffer.get_or_insert_with(|| {
-            self.raw = 0..0;
+            self.raw = Span::default();
             Buffer::new()
         });
+        let mut raw = self.raw.range();
         // Only a part of a record is left here: make room for the rest, and for others.
-        if self.raw.start > 0 {
-            buffer.copy_within(self.raw.clone(), 0);
-            self.raw = 0..self.raw.len();
+        if raw.start > 0 {
+            buffer.copy_within(raw.clone(), 0);
+            raw = 0..raw.len();
+            self.raw = Span::from(raw.clone());
         }
-        let n = read_available(tcp, &mut [IoSliceMut::new(&mut buffer[self.raw.end..])])?;
-        self.raw.end += n;
+        let n = read_available(tcp, &mut [IoSliceMut::new(&mut buffer[raw.end..])])?;
+        self.raw = Span::from(raw.start..raw.end + n);
         Ok(n)
     }
 
     /// Opens whole records while they are data and there is a place to note them. Whatever else comes
     /// is returned.
     fn open(&mut self, opener: &mut Opener) -> io::Result<Option<(Content, Range<usize>)>> {
-        let Some(bytes) = self.buffer.as_deref_mut() else { return Ok(None) };
-        while self.opened < SLOTS {
-            let raw = &mut bytes[self.raw.clone()];
-            let Some(length) = length(raw).map_err(invalid)?.filter(|length| *length <= raw.len()) else { break };
-            let (content, plain) = opener.open(&mut raw[..length]).map_err(invalid)?;
-            let place = plain.start + self.raw.start..plain.end + self.raw.start;
-            self.raw.start += length;
+        let Some(buffer) = &mut self.buffer else { return Ok(None) };
+        while usize::from(self.opened) < SLOTS {
+            let raw = self.raw.range();
+            let record = &mut buffer[raw.clone()];
+            let Some(length) = length(record).map_err(invalid)?.filter(|length| *length <= record.len()) else { break };
+            let (content, plain) = opener.open(&mut record[..length]).map_err(invalid)?;
+            let place = plain.start + raw.start..plain.end + raw.start;
+            self.raw = Span::from(raw.start + length..raw.end);
             if content != Content::Data || place.is_empty() {
                 return Ok(Some((content, place)));
             }
-            // A buffer is far smaller than 4 GiB.
-            let at = |place: usize| u32::try_from(place).unwrap_or_default();
-            self.plain[self.opened] = (at(place.start), at(place.end));
+            buffer.note(usize::from(self.opened), Span::from(place));
             self.opened += 1;
         }
         Ok(None)
