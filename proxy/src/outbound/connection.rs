@@ -96,7 +96,7 @@ impl Connection {
         Self { shared, report }
     }
 
-    /// A block, unlike an `async fn`, keeps what it is given in one place only.
+    #[expect(clippy::manual_async_fn, reason = "a block, unlike an async fn, keeps what it is given in one place only")]
     pub(crate) fn serve(mut self, app: TcpStream) -> impl Future<Output = ()> + Send {
         async move {
             // Boxed, so that a connection that has found its upstream gives the room back.
