@@ -71,6 +71,7 @@ impl Ruleset {
             }),
             hook: Some(match chain.hook {
                 ChainHook::Prerouting => types::NfHook::Prerouting,
+                ChainHook::Input => types::NfHook::Input,
                 ChainHook::Output => types::NfHook::Output,
             }),
             prio: Some(chain.priority),
@@ -96,10 +97,7 @@ fn statement(statement: &Statement) -> JsonStatement<'_> {
     match statement {
         Statement::Mark(mark) => is(meta(expr::MetaKey::Mark), Expression::Number(*mark)),
         Statement::UidIn(set) => is(meta(expr::MetaKey::Skuid), in_set(set)),
-        Statement::CgroupIn { set, .. } => {
-            let key = Cow::Owned(expr::SocketAttr::Cgroupv2);
-            is(named(NamedExpression::Socket(expr::Socket { key })), in_set(set))
-        }
+        Statement::CgroupIn { set, .. } => is(socket(expr::SocketAttr::Cgroupv2), in_set(set)),
         Statement::InputInterfaceIn(set) => is(meta(expr::MetaKey::Iifname), in_set(set)),
         Statement::OutputInterfaceIn(set) => is(meta(expr::MetaKey::Oifname), in_set(set)),
         Statement::FromOutside => matching(Operator::NEQ, meta(expr::MetaKey::Iifname), word("lo")),
@@ -110,11 +108,13 @@ fn statement(statement: &Statement) -> JsonStatement<'_> {
         }
         Statement::PortIn(transport, set) => is(header(text::transport(*transport), "dport"), in_set(set)),
         Statement::Port(transport, port) => is(destination_port(*transport), Expression::Number(u32::from(*port))),
+        Statement::Tcp => is(meta(expr::MetaKey::L4proto), word("tcp")),
         Statement::PureSyn => pure_syn(),
         Statement::DestinationIsLocal => {
             let fib = expr::Fib { result: expr::FibResult::Type, flags: HashSet::from([expr::FibFlag::Daddr]) };
             is(named(NamedExpression::Fib(fib)), word("local"))
         }
+        Statement::ForTransparentSocket => is(socket(expr::SocketAttr::Transparent), Expression::Number(1)),
         Statement::OriginalDirection => is(connection("direction"), word("original")),
         Statement::ReplyDirection => is(connection("direction"), word("reply")),
         Statement::ConnectionMark(mark) => is(connection("mark"), Expression::Number(*mark)),
@@ -221,6 +221,10 @@ fn word(word: &'static str) -> Expression<'static> {
 
 fn meta(key: expr::MetaKey) -> Expression<'static> {
     named(NamedExpression::Meta(expr::Meta { key }))
+}
+
+fn socket(key: expr::SocketAttr) -> Expression<'static> {
+    named(NamedExpression::Socket(expr::Socket { key: Cow::Owned(key) }))
 }
 
 fn connection(key: &'static str) -> Expression<'static> {

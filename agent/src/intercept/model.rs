@@ -80,6 +80,7 @@ pub(crate) enum ChainKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChainHook {
     Prerouting,
+    Input,
     Output,
 }
 
@@ -108,10 +109,13 @@ pub(crate) enum Statement {
     EndpointIn(Family, String),
     PortIn(Transport, String),
     Port(Transport, u16),
+    Tcp,
     /// The first packet of a TCP connection and nothing else.
     PureSyn,
     /// The destination is an address of this host.
     DestinationIsLocal,
+    /// A socket of this host that may have any address (`IP_TRANSPARENT`) waits for it.
+    ForTransparentSocket,
     OriginalDirection,
     ReplyDirection,
     ConnectionMark(u32),

@@ -70,6 +70,7 @@ pub fn build(wanted: &Wanted) -> Ruleset {
     }
     if wanted.source_preservation {
         rules.chains.push(replies_chain());
+        rules.chains.push(over_chain());
     }
     rules
 }
@@ -338,6 +339,19 @@ fn replies_chain() -> Chain {
         ],
     );
     chain.rule("answers to a client's address", answers());
+    chain
+}
+
+/// A server that has lost a packet asks back when a reset comes out of turn (RFC 5961 §3.2), and keeps the connection
+/// until it is answered. The kernel answers for connections that are over only where the address is its own.
+fn over_chain() -> Chain {
+    // After the translation of what a container answers, by which its socket is found.
+    let mut chain = Chain::new("over", ChainKind::Filter, ChainHook::Input, 150);
+    let [reply, ours, _] = answers();
+    let waits = [reply.clone(), ours.clone(), Statement::ForTransparentSocket, Statement::Return];
+    chain.rule("answers that the agent waits for", waits);
+    chain
+        .rule("answers to what is over", [reply, ours, Statement::Tcp, Statement::Counter, Statement::RejectWithReset]);
     chain
 }
 

@@ -92,6 +92,7 @@ pub(crate) fn kind(kind: ChainKind) -> &'static str {
 fn hook(hook: ChainHook) -> &'static str {
     match hook {
         ChainHook::Prerouting => "prerouting",
+        ChainHook::Input => "input",
         ChainHook::Output => "output",
     }
 }
@@ -124,8 +125,10 @@ fn statement(statement: &Statement) -> String {
         Statement::EndpointIn(family, set) => format!("{} daddr . tcp dport @{set}", self::family(*family)),
         Statement::PortIn(transport, set) => format!("{} dport @{set}", self::transport(*transport)),
         Statement::Port(transport, port) => format!("{} dport {port}", self::transport(*transport)),
+        Statement::Tcp => "meta l4proto tcp".to_owned(),
         Statement::PureSyn => "tcp flags syn / fin,syn,rst,ack".to_owned(),
         Statement::DestinationIsLocal => "fib daddr type local".to_owned(),
+        Statement::ForTransparentSocket => "socket transparent 1".to_owned(),
         Statement::OriginalDirection => "ct direction original".to_owned(),
         Statement::ReplyDirection => "ct direction reply".to_owned(),
         Statement::ConnectionMark(mark) => format!("ct mark {mark:#010x}"),

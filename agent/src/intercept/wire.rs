@@ -57,6 +57,7 @@ pub(crate) fn hook(chain: &Chain) -> Hook {
     Hook {
         number: match chain.hook {
             ChainHook::Prerouting => 0,
+            ChainHook::Input => 1,
             ChainHook::Output => 3,
         },
         priority: chain.priority,
@@ -110,10 +111,15 @@ impl RuleWriter<'_> {
                 self.destination_port(*transport);
                 write::equal(self.message, &port.to_be_bytes());
             }
+            Statement::Tcp => self.need_transport(Transport::Tcp),
             Statement::PureSyn => self.pure_syn(),
             Statement::DestinationIsLocal => {
                 write::destination_kind(self.message);
                 write::equal(self.message, &ROUTE_KIND_LOCAL.to_ne_bytes());
+            }
+            Statement::ForTransparentSocket => {
+                write::socket_load(self.message, socket::TRANSPARENT, None);
+                write::equal(self.message, &[1]);
             }
             Statement::OriginalDirection => self.ct_is(ct::DIRECTION, &[0]),
             Statement::ReplyDirection => self.ct_is(ct::DIRECTION, &[1]),

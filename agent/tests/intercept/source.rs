@@ -1,6 +1,8 @@
 //! Source preservation: a local server sees the client's address, and its answers come back.
 
+use std::io::{ErrorKind, Read, Write};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use agent::intercept::Wanted;
 
@@ -25,6 +27,28 @@ fn a_local_server_sees_the_client_and_answers_it() {
         assert_eq!(peer.ip(), client);
         talk(&mut upstream, &mut served);
         talk(&mut served, &mut upstream);
+    }
+}
+
+#[test]
+fn a_reset_reaches_the_server_though_a_packet_before_it_was_lost() {
+    let Some(lab) = Lab::new() else { return };
+    let _rules = lab.a.intercept(&preserving());
+    lab.a.run("nft add table inet loss");
+    lab.a.run("nft add chain inet loss input '{ type filter hook input priority 0; }'");
+    for (server, client) in [(format!("{A4}:9000"), B4), (format!("[{A6}]:9000"), B6)] {
+        let listener = lab.a.listen(&server);
+        let client: IpAddr = client.parse().expect("an address");
+        let mut upstream = lab.a.connect_from(client, &server).expect("the answer comes back");
+        let (mut served, _) = accept(&listener);
+        talk(&mut upstream, &mut served);
+        lab.a.run("nft add rule inet loss input tcp dport 9000 meta length '>' 500 drop");
+        upstream.write_all(&[7; 1000]).expect("the kernel takes it");
+        socket2::SockRef::from(&upstream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
+        drop(upstream);
+        let end = served.read(&mut [0; 8]).map_err(|error| error.kind());
+        assert_eq!(end, Err(ErrorKind::ConnectionReset));
+        lab.a.run("nft flush chain inet loss input");
     }
 }
 

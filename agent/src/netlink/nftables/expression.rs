@@ -30,6 +30,7 @@ pub(crate) mod ct {
 
 /// Keys of `socket`.
 pub(crate) mod socket {
+    pub(crate) const TRANSPARENT: u32 = 0;
     pub(crate) const CGROUP_V2: u32 = 3;
 }
 
