@@ -21,7 +21,10 @@ fn killed_the_table_is_gone_at_once_and_comes_back_with_the_agent() -> Result<()
     });
     let direct = shop.web.curl(&format!("http://{}:8080/", shop.orders.address()))?;
     ensure!(direct.ok(), "traffic does not go past the dead agent: {direct:?}");
-    ensure!(shop.web.property(AGENT, "MainPID")? != old, "it is still the old one");
+    wait_until("systemd has noticed", || match shop.web.property(AGENT, "MainPID") {
+        Ok(now) if now != old => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
 
     wait_until("the table is back", || match shop.tables() {
         Ok(tables) if tables.contains("inet tombolo") => Ok(()),

@@ -89,7 +89,7 @@ fn what_the_first_snapshot_brings_is_registered_at_once() -> Result<()> {
     let domains = shop.web.run_ok("resolvectl", &["domain", "tombolo0"])?;
     ensure!(domains.contains("shop.svc.cluster.local"), "{domains}");
     let answer = shop.web.curl("http://orders.shop.svc.cluster.local/")?;
-    ensure!(answer.ok(), "{answer:?}");
+    ensure!(answer.ok(), "{answer:?}\n{}\n{}", shop.web.journal(AGENT)?, shop.orders.agent_log());
     Ok(())
 }
 

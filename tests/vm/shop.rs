@@ -33,9 +33,13 @@ pub fn prepare() -> Result<Shop> {
     let estate = Estate::start()?;
     estate.apply(SHOP)?;
     let spec = HostSpec { groups: vec!["shop/orders".to_owned()], ..HostSpec::default() };
-    let orders = estate.add_meshed_host("orders", &spec)?;
+    let mut orders = estate.add_host("orders", &spec)?;
+    // Before the agent, which looks for them only now and then: `web` may ask within the second.
     let applications =
         vec![orders.serve_http(8080, "orders")?, orders.serve_http(9090, "admin")?, orders.serve_echo(8081)?];
+    orders.join(&estate, &spec.groups)?;
+    orders.start_agent()?;
+    orders.intercept_on()?;
     let legacy = estate.add_host("legacy", &HostSpec::default())?;
     let web = Machine::boot(&estate, "web")?;
     Ok(Shop { web, orders, legacy, _applications: applications, estate })
