@@ -347,11 +347,13 @@ fn replies_chain() -> Chain {
 fn over_chain() -> Chain {
     // After the translation of what a container answers, by which its socket is found.
     let mut chain = Chain::new("over", ChainKind::Filter, ChainHook::Input, 150);
+    // Marked by the rules for answers: all else is spared the look at its connection.
     let [reply, ours, _] = answers();
-    let waits = [reply.clone(), ours.clone(), Statement::ForTransparentSocket, Statement::Return];
+    let answer = [Statement::Mark(TPROXY_MARK), reply, ours];
+    let waits = answer.iter().cloned().chain([Statement::ForTransparentSocket, Statement::Return]);
     chain.rule("answers that the agent waits for", waits);
-    chain
-        .rule("answers to what is over", [reply, ours, Statement::Tcp, Statement::Counter, Statement::RejectWithReset]);
+    let refuse = answer.into_iter().chain([Statement::Tcp, Statement::Counter, Statement::RejectWithReset]);
+    chain.rule("answers to what is over", refuse);
     chain
 }
 
