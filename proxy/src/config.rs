@@ -135,6 +135,7 @@ pub struct HboneConfig {
     /// A pooled connection without streams is closed after so long. Default 5 min.
     pub pool_unused_timeout: Duration,
     /// The same where an older one has places: what a burst has left holds 260 KiB of h2 for each. Default 5 s.
+    /// Both are looked at once a [`HboneConfig::keepalive_interval`], so a connection may live that much longer.
     pub pool_spare_timeout: Duration,
     /// How often a PING asks whether the peer is there. Default 10 s.
     pub keepalive_interval: Duration,

@@ -183,7 +183,8 @@ fn hold(run: &mut Run, path: &Path, most: u64) -> Result<()> {
             run.add(&format!("hold/mib_per_1000_{side}"), &path.name, added / (many - few) * 1000.0);
         }
     }
-    // Thousands that close at once keep an agent busy for the first seconds, and what carried them is closed after some more.
+    // Thousands that close at once keep an agent busy for the first seconds, and what carried them is closed
+    // up to 15 s later.
     std::thread::sleep(4 * RELEASE_TIME);
     remember(run, path, "released")?;
     Ok(())
